@@ -1,0 +1,1 @@
+pytest_plugins = ["snippets.pytest_plugin", "pytester"]

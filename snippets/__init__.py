@@ -1,0 +1,6 @@
+"""Keeps prose and code in step: one parser reads a page; Sybil runs it, MkDocs shows it.
+
+`page` parses, `run` executes, `compare` judges, `render` checks that what the reader sees is
+what was run, `update` rewrites outputs, `ledger` remembers what a run saw, `gate` holds the
+built site against it. `pytest_plugin` and `mkdocs_hook` are the two doors to all of that.
+"""

@@ -1,0 +1,112 @@
+"""Is what the code gave what the page shows? To the letter here, to the last digit elsewhere.
+
+On the pinned platform an output must match exactly. On another one, rounding may carry into the
+last digit shown: numbers of three or more decimals may then differ by one unit there, and nothing
+else may (`pytest`'s and Sybil's own NUMBER options accept 0.9 for 1.0; this does not).
+"""
+
+import re
+from collections.abc import Iterable
+from decimal import Decimal
+from typing import Any
+
+NUMBER = re.compile(r"(?<![\w.])[-+\N{MINUS SIGN}]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?(?!\w)")
+SAME, NEAR, DIFFERENT = "same", "near", "different"
+
+
+def tidy(text: str) -> str:
+    """Without what no reader sees: spaces at line ends and blank lines at the end."""
+    return re.sub(r"[ \t]+$", "", text, flags=re.M).rstrip("\n")
+
+
+def compare_output(want: str, got: str) -> str:
+    """SAME, NEAR (last digits differ by one) or DIFFERENT."""
+    want, got = tidy(want), tidy(got)
+    if want == got:
+        return SAME
+    skeletons = ["".join(NUMBER.sub(" # ", text).split()) for text in (want, got)]
+    if skeletons[0] != skeletons[1]:
+        return DIFFERENT
+    pairs = zip(NUMBER.findall(want), NUMBER.findall(got), strict=True)
+    return NEAR if all(w == g or _one_unit_apart(w, g) for w, g in pairs) else DIFFERENT
+
+
+def compare_number(text: str, value: Any) -> str:
+    """Judge the numbers in `text` against the numbers in `value`, to the digits shown."""
+    got = show(text, value)
+    if got == text:
+        return SAME
+    pairs = list(zip(_spans(text), _spans(got), strict=False))
+    near = pairs and all(
+        text[slice(*w)] == got[slice(*g)] or _one_unit_apart(text[slice(*w)], got[slice(*g)])
+        for w, g in pairs
+    )
+    return NEAR if near else DIFFERENT
+
+
+def show(text: str, value: Any) -> str:
+    """`text` with its numbers replaced by those of `value`, each to the digits `text` shows.
+
+    A text without numbers is replaced by `str(value)`; a lone `?` by the value to four decimals.
+    """
+    if text.strip() == "?":
+        shapes = ("0.0000" if isinstance(v, float) else "0" for v in numbers(value))
+        return ", ".join(map(_format, shapes, numbers(value)))
+    spans = _spans(text)
+    if not spans:
+        return str(value)
+    values = list(numbers(value))
+    if len(values) != len(spans):
+        raise ValueError(f"{text!r} shows {len(spans)} numbers, the expression gives {len(values)}")
+    for (start, end), given in reversed(list(zip(spans, values, strict=True))):
+        text = text[:start] + _format(text[start:end], given) + text[end:]
+    return text
+
+
+def _spans(text: str) -> list[tuple[int, int]]:
+    """Where the numbers of `text` stand; the letters of a TeX command are not part of them."""
+    bare = re.sub(r"\\[A-Za-z]+", lambda command: " " * len(command[0]), text)
+    return [match.span() for match in NUMBER.finditer(bare)]
+
+
+def numbers(value: Any) -> Iterable[int | float]:
+    """The numbers in `value`, row by row: of a tensor, of nested sequences, of a number."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from numbers(item)
+    elif isinstance(value, (int, float)):
+        yield value
+    else:
+        raise TypeError(f"expected numbers, got {type(value).__name__}: {value!r:.80}")
+
+
+def _format(shown: str, value: int | float) -> str:
+    """`value` with as many decimals as `shown` has, in its notation."""
+    mantissa, e, _ = shown.lower().partition("e")
+    decimals = len(mantissa.partition(".")[2])
+    if isinstance(value, int) and not decimals and not e:
+        text = str(value)
+    else:
+        text = f"{float(value):.{decimals}{'e' if e else 'f'}}"
+    if mantissa.endswith(".") and not e:
+        text += "."
+    if shown.startswith("+") and value >= 0:
+        text = "+" + text
+    if "\N{MINUS SIGN}" in shown or (text.startswith("-") and not text.strip("-0.")):
+        text = text.replace("-", "\N{MINUS SIGN}" if "\N{MINUS SIGN}" in shown else "-", 1)
+    return text
+
+
+def _one_unit_apart(want: str, got: str) -> bool:
+    places = [_places(text) for text in (want, got)]
+    if places[0] != places[1] or places[0] < 3:
+        return False
+    exponent = int(want.lower().partition("e")[2] or 0)
+    w, g = (Decimal(text.replace("\N{MINUS SIGN}", "-")) for text in (want, got))
+    return abs(w - g) <= Decimal(1).scaleb(exponent - places[0])
+
+
+def _places(text: str) -> int:
+    return len(text.lower().partition("e")[0].partition(".")[2])

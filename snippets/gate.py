@@ -1,0 +1,101 @@
+"""Hold a built site against the ledger: `python -m snippets.gate site`.
+
+Runs outside the engine that built the site, so that any engine can be held to it. For every page,
+the blocks of code and the numbers that a reader finds in the HTML are those that the tests saw,
+both ways; what is on no page of the ledger shows no code at all.
+"""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from bs4 import BeautifulSoup
+from bs4.element import Tag
+
+from .page import INTERACTIVE, RUN
+from .render import shown_blocks, shown_numbers
+
+
+def html_path(site: Path, source: str) -> Path:
+    """Where the page of a source under docs/ is in the built site."""
+    place = Path(source).relative_to("docs").with_suffix("")
+    return site / (place.parent if place.name == "index" else place) / "index.html"
+
+
+def soup_of(path: Path) -> Tag:
+    soup = BeautifulSoup(path.read_text("utf-8"), "html.parser")
+    return soup.find("article") or soup
+
+
+def check_site(site: Path, root: Path) -> list[str]:
+    """What the built site shows and the tests did not see, and the other way round."""
+    complaints, known = [], set[Path]()
+    for path in sorted((root / ".book" / "docs").glob("**/*.json")):
+        entry = json.loads(path.read_text("utf-8"))
+        if not (root / entry["page"]).exists():
+            continue
+        page = html_path(site, entry["page"])
+        known.add(page)
+        if not page.exists():
+            complaints.append(f"{entry['page']}: was run, but is not in the site")
+        else:
+            complaints += [f"{entry['page']}: {text}" for text in check_page(soup_of(page), entry)]
+    for source in sorted(root.glob("docs/labs/*.ipynb")):
+        page = html_path(site, str(source.relative_to(root)))
+        known.add(page)
+        complaints += [f"docs/labs/{source.name}: {text}" for text in check_lab(page, source)]
+    for page in sorted(set(site.glob("**/*.html")) - known):
+        if soup_of(page).find("pre"):
+            complaints.append(f"{page.relative_to(site)}: shows code, but no test saw this page")
+    return complaints
+
+
+def check_page(soup: Tag, entry: dict[str, Any]) -> list[str]:
+    shown = Counter(shown_blocks(soup))
+    seen = Counter((lang, text) for lang, text in entry["blocks"])
+    out = [
+        f"shown, but not seen by the tests: {lang}: {text[:200]!r}" for lang, text in shown - seen
+    ]
+    out += [
+        f"seen by the tests, but not shown: {lang}: {text[:200]!r}" for lang, text in seen - shown
+    ]
+    python = sum(count for (lang, _), count in shown.items() if lang in (RUN, INTERACTIVE))
+    if python != entry["snippets"] + len(entry["notest"]):
+        out.append(f"shows {python} blocks of Python, {entry['snippets']} were run")
+    if len(soup.select("[data-notest]")) != len(entry["notest"]):
+        out.append("a block that was not run is not marked as such")
+    numbers = Counter((text, " ".join(expr.split())) for text, expr in shown_numbers(soup))
+    checked = Counter((text, expr) for text, expr in entry["numbers"])
+    out += [f"number shown, but not checked: {number}" for number in numbers - checked]
+    out += [f"number checked, but not shown: {number}" for number in checked - numbers]
+    if soup.select(".katex-error, merror"):
+        out.append("a formula is shown as an error")
+    return out
+
+
+def check_lab(page: Path, source: Path) -> list[str]:
+    if not page.exists():
+        return ["is not in the site"]
+    cells = [cell for cell in nbformat.read(source, as_version=4).cells if cell.cell_type == "code"]
+    shown = soup_of(page).select(".jp-CodeCell .jp-InputArea")
+    return (
+        []
+        if len(shown) == len(cells)
+        else [f"has {len(cells)} cells of code, {len(shown)} are shown"]
+    )
+
+
+def main() -> int:
+    site = Path(sys.argv[1] if len(sys.argv) > 1 else "site").resolve()
+    complaints = check_site(site, Path.cwd())
+    for line in complaints:
+        print(line)
+    print(f"{len(complaints)} differences between {site.name}/ and what the tests saw")
+    return bool(complaints)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,49 @@
+"""Execute a lab once for each change of the notebook, of the package or of the pins.
+
+The source under `docs/labs/` holds no outputs. What is shown is an executed copy under `.book/`,
+whose name carries a hash of all that it depends on; a failing cell leaves no copy.
+"""
+
+import os
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from traitlets.config import Config
+
+from .ledger import digest, digest_files
+
+
+class LabError(RuntimeError):
+    """A cell of a lab failed; the message names the lab and shows the cell."""
+
+
+def copy_path(root: Path, notebook: Path) -> Path:
+    """Where the executed copy of `notebook`, as all is now, belongs."""
+    key = digest(
+        notebook.read_bytes(),
+        digest_files(root, "attention/**/*.py"),
+        digest_files(root, "constraints.txt"),
+    )
+    return root / ".book" / "labs" / f"{notebook.stem}-{key}" / notebook.name
+
+
+def executed(root: Path, notebook: Path) -> Path:
+    """The executed copy of `notebook`, made now unless it is there already."""
+    target = copy_path(root, notebook)
+    if target.exists():
+        return target
+    book = nbformat.read(notebook, as_version=4)
+    files_not_ports = Config({"KernelManager": {"transport": "ipc"}})
+    place = {"metadata": {"path": str(root)}}
+    client = NotebookClient(book, timeout=600, resources=place, config=files_not_ports)
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        raise LabError(f"{notebook.relative_to(root)}: a cell failed\n{error}") from None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_suffix(f".{os.getpid()}")  # another process may read the target now
+    nbformat.write(book, draft)
+    draft.replace(target)
+    return target

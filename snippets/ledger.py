@@ -1,0 +1,98 @@
+"""What a test run saw of each page, so that the site never shows what was not run.
+
+One JSON file a page under `.book/`, not committed: hashes of the page, of the package's sources and
+of the pins, the versions, the counts, and every fenced block with what became of it. An entry is
+*fresh* while all of these are as they were; the build stops on a stale or missing one.
+"""
+
+import datetime
+import functools
+import hashlib
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+COMMAND = "pytest docs"
+
+
+def digest(*chunks: bytes | str) -> str:
+    whole = hashlib.sha256()
+    for chunk in chunks:
+        data = chunk.encode() if isinstance(chunk, str) else chunk
+        whole.update(f"{len(data)}:".encode() + data)
+    return whole.hexdigest()[:16]
+
+
+def digest_files(root: Path, *patterns: str) -> str:
+    """One hash of all files that match, names included."""
+    files = sorted({path for pattern in patterns for path in root.glob(pattern)})
+    return digest(*(part for f in files for part in (str(f.relative_to(root)), f.read_bytes())))
+
+
+def inputs(root: Path, page: Path) -> dict[str, str]:
+    """Hashes of everything that a page's outputs depend on."""
+    return {
+        "text": digest(page.read_text("utf-8")),
+        "package": digest_files(root, "attention/**/*.py"),
+        "pins": digest_files(root, "constraints.txt"),
+    }
+
+
+def entry_path(root: Path, page: Path) -> Path:
+    return (root / ".book" / page.resolve().relative_to(root)).with_suffix(".json")
+
+
+def write(root: Path, page: Path, **seen: Any) -> None:
+    entry = {
+        "page": page.resolve().relative_to(root).as_posix(),
+        **inputs(root, page),
+        "python": platform.python_version(),
+        "torch": _torch_version(),
+        "date": datetime.date.today().isoformat(),
+        **seen,
+    }
+    path = entry_path(root, page)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(entry, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def forget(root: Path, page: Path) -> None:
+    entry_path(root, page).unlink(missing_ok=True)
+
+
+def read(root: Path, page: Path) -> dict[str, Any] | None:
+    try:
+        entry: dict[str, Any] = json.loads(entry_path(root, page).read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    return entry
+
+
+def why_stale(root: Path, page: Path) -> str | None:
+    """Why the ledger does not speak for this page as it is now; None where it does."""
+    entry = read(root, page)
+    if entry is None:
+        return "was never run"
+    for name, value in inputs(root, page).items():
+        if entry[name] != value:
+            what = {
+                "text": "the page has",
+                "package": "attention/ has",
+                "pins": "constraints.txt has",
+            }
+            return f"{what[name]} changed since it was run"
+    for src, sha in entry["figures"].items():
+        figure = page.parent / src
+        if not figure.exists() or digest(figure.read_text("utf-8")) != sha:
+            return f"{src} is not what its snippet drew"
+    return None
+
+
+@functools.cache
+def _torch_version() -> str:
+    try:
+        return version("torch").partition("+")[0]
+    except PackageNotFoundError:
+        return "none"

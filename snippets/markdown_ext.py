@@ -1,0 +1,133 @@
+r"""A Python-Markdown extension: formulas typeset, figures inlined.
+
+Any engine that runs Python-Markdown can use it; it knows nothing of MkDocs.
+
+- `$…$` and `$$…$$` (found by pymdownx.arithmatex) become KaTeX's HTML; `\py{0.24}{expr}` shows its
+  number; a number of two or more decimals without `\py` is refused;
+- `\label{name}` in a display formula gives it the id `eq-name`, and a number if `$\eqref{name}$`
+  refers to it on the page;
+- `![…](figures/name.svg)` becomes the drawing itself, so that it takes the page's colours.
+"""
+
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from markdown import Markdown
+from markdown.extensions import Extension
+from markdown.postprocessors import Postprocessor
+
+from .katex import typeset
+from .page import py_macro
+
+MATH = re.compile(r'<(?P<tag>span|div) class="arithmatex">(?P<tex>.*?)</(?P=tag)>', re.S)
+LABEL = re.compile(r"\s*\\label\{(?P<name>[\w-]+)\}")
+EQREF = re.compile(r"\\eqref\{(?P<name>[\w-]+)\}")
+IMAGE = re.compile(r'<img [^>]*?src="[^"]*?(?P<name>[\w-]+\.svg)"[^>]*>')
+DECIMALS = re.compile(r"(?<![\d.])\d*\.\d{2,}(?![\d.]*\.\d)")
+
+
+class BookPostprocessor(Postprocessor):
+    def __init__(self, md: Markdown, docs: Path) -> None:
+        super().__init__(md)
+        self.docs = docs
+
+    def run(self, text: str) -> str:
+        text = typeset_page(text)
+        text = IMAGE.sub(self._figure, text)
+        return text.replace("<pre><span></span><code>", '<pre><span></span><code tabindex="0">')
+
+    def _figure(self, image: re.Match[str]) -> str:
+        if "figures/" not in image[0]:
+            return image[0]
+        found = sorted(self.docs.glob(f"**/figures/{image['name']}"))
+        if not found:
+            return image[0]  # the build has been told already; a reader sees the alt text
+        alt = re.search(r'alt="([^"]*)"', image[0])
+        return inline_svg(found[0].read_text("utf-8"), html.unescape(alt[1]) if alt else "")
+
+
+def inline_svg(svg: str, alt: str) -> str:
+    """The drawing without what only a stand-alone file needs, named by the page and its data."""
+    svg = re.sub(r"<\?xml.*?\?>|<style>.*?</style>|<title>.*?</title>", "", svg, flags=re.S).strip()
+    described = re.search(r"<desc>(.*?)</desc>", svg, re.S)
+    data = html.unescape(described[1]) if described else ""
+    svg = re.sub(r"<desc>.*?</desc>", "", svg, flags=re.S)
+    label = html.escape(f"{alt.rstrip('.')}. {data}".strip(), quote=True)
+    svg = (
+        re.sub(r'\s(?:role|aria-label|xmlns)="[^"]*"', "", svg.split(">", 1)[0])
+        + ">"
+        + svg.split(">", 1)[1]
+    )
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}" data-search-exclude', 1)
+
+
+def typeset_page(text: str) -> str:
+    """Every formula of a rendered page, typeset, numbered where it is referred to."""
+    formulas = [html.unescape(m["tex"]).strip()[2:-2].strip() for m in MATH.finditer(text)]
+    labels = [m["name"] for tex in formulas for m in LABEL.finditer(tex)]
+    wanted = {m["name"] for tex in formulas for m in EQREF.finditer(tex)}
+    if missing := wanted - set(labels):
+        raise ValueError(f"\\eqref to no \\label on this page: {', '.join(sorted(missing))}")
+    if len(set(labels)) < len(labels):
+        raise ValueError(
+            f"a \\label stands twice: {sorted({n for n in labels if labels.count(n) > 1})}"
+        )
+    tags = {name: str(i + 1) for i, name in enumerate(n for n in labels if n in wanted)}
+    queue = iter(formulas)
+    return MATH.sub(lambda m: _formula(m["tag"], next(queue), tags), text)
+
+
+def _formula(tag: str, tex: str, tags: dict[str, str]) -> str:
+    if ref := EQREF.fullmatch(tex):
+        return f'<a class="eqref" href="#eq-{ref["name"]}">({tags[ref["name"]]})</a>'
+    source = tex
+    tex, unsourced, exprs = strip_macros(tex)
+    if bare := DECIMALS.search(unsourced):
+        raise ValueError(
+            f"{bare[0]} in the formula {source!r} has no \\py{{{bare[0]}}}{{expression}}"
+        )
+    attrs = ""
+    if label := LABEL.search(tex):
+        tex = LABEL.sub("", tex)
+        attrs = f' id="eq-{label["name"]}"'
+        if label["name"] in tags:
+            tex += rf"\tag{{{tags[label['name']]}}}"
+    if exprs:
+        attrs += f' data-exprs="{html.escape(json.dumps(exprs), quote=True)}"'
+    if tag == "div":
+        attrs += ' tabindex="0"'
+    return (
+        f'<{tag} class="arithmatex" data-search-exclude{attrs}>{typeset(tex, tag == "div")}</{tag}>'
+    )
+
+
+def strip_macros(tex: str) -> tuple[str, str, list[list[str]]]:
+    r"""TeX with each `\py` as it shows; the rest without them; the [shown, expr] pairs."""
+    out, rest, pairs = "", "", []
+    at = 0
+    for match in re.finditer(r"\\py(?![A-Za-z])", tex):
+        if match.start() < at:
+            continue
+        shown, expr, end = py_macro(tex, match.start())
+        out += tex[at : match.start()] + "{" + shown + "}"
+        rest += tex[at : match.start()] + " "
+        pairs.append([shown, expr])
+        at = end
+    return out + tex[at:], rest + tex[at:], pairs
+
+
+class BookExtension(Extension):
+    def __init__(self, **kwargs: Any) -> None:
+        self.config = {"docs": ["docs", "where the pages and their figures are"]}
+        super().__init__(**kwargs)
+
+    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
+        # after raw_html (30), so that stashed blocks are in the text already
+        md.postprocessors.register(BookPostprocessor(md, Path(self.getConfig("docs"))), "book", 5)
+
+
+def makeExtension(**kwargs: Any) -> BookExtension:  # noqa: N802
+    return BookExtension(**kwargs)

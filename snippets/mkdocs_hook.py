@@ -1,0 +1,77 @@
+"""MkDocs' door to the book: build only what was run, show the labs as executed, name the rest.
+
+Small on purpose: what pages need to be rendered is in `markdown_ext`, which any engine can load.
+"""
+
+import html
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mkdocs.exceptions import PluginError
+from mkdocs.plugins import event_priority
+
+from snippets import lab, ledger
+from snippets.katex import typeset
+
+log = logging.getLogger("mkdocs.plugins.book")
+serving = False
+MATH = re.compile(
+    r"\$\$(?P<display>.+?)\$\$|(?<![\\$\w])\$(?P<inline>\S|\S[^$]*?\S)\$(?![\d$])", re.S
+)
+CODE = re.compile(r"(<(?:pre|code|script|style)\b.*?</(?:pre|code|script|style)>|<[^>]+>)", re.S)
+
+
+def on_startup(command: str, dirty: bool) -> None:
+    global serving
+    serving = command == "serve"
+
+
+def on_config(config: Any) -> Any:
+    if not config.repo_url:
+        config.edit_uri = ""  # no public home, no link to edit at
+    return config
+
+
+@event_priority(-100)  # after the notebook plugin has wrapped the files
+def on_files(files: Any, config: Mapping[str, Any]) -> Any:
+    root = Path(config["config_file_path"]).parent
+    stale = []
+    for file in files:
+        path = Path(file.abs_src_path or "")
+        if file.src_uri.endswith(".md") and (why := ledger.why_stale(root, path)):
+            stale.append(f"{file.src_uri}: {why}")
+        if file.src_uri.endswith(".ipynb"):
+            try:
+                file.abs_src_path = str(lab.executed(root, path))
+            except lab.LabError as error:
+                raise PluginError(str(error)) from None
+    if stale and not serving:
+        listed = "\n  ".join(stale)
+        raise PluginError(
+            f"these pages are not what was run:\n  {listed}\nRun `{ledger.COMMAND}` first."
+        )
+    for line in stale:
+        log.info("%s; run `%s` to check it", line, ledger.COMMAND)
+    return files
+
+
+def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
+    """A lab's formulas, which no Markdown extension sees, typeset as those of the pages."""
+    if not page.file.src_uri.endswith(".ipynb"):
+        return content
+    return "".join(
+        part if i % 2 else MATH.sub(_formula, part) for i, part in enumerate(CODE.split(content))
+    )
+
+
+def _formula(match: re.Match[str]) -> str:
+    tex = html.unescape(match["display"] or match["inline"]).strip()
+    body = typeset(tex, bool(match["display"]))
+    return f'<span class="arithmatex" data-search-exclude>{body}</span>'
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    return output.replace('role="dialog"', 'role="dialog" aria-label="Search"', 1)
