@@ -1,0 +1,190 @@
+"""What is said of a bad argument, before anything is computed from it.
+
+Every check raises TypeError or ValueError with the argument's name, the rule
+that it breaks and what came instead. Nothing is cast or broadcast here; what
+a check returns is the argument as the code behind the check takes it.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.int32, torch.int64)
+
+
+def kind(x: object) -> str:
+    """What an error says that came: a tensor's dtype, else the type's name."""
+    return str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+
+
+def wrong(
+    name: str, rule: str, got: object, error: type[Exception] = ValueError
+) -> Exception:
+    """The error of an argument that does not do what it must."""
+    return error(f"{name} must {rule}, got {got}")
+
+
+def check_floating(name: str, x: object) -> None:
+    """Raise unless x is a tensor of one of the dtypes in FLOATS."""
+    if not isinstance(x, Tensor) or x.dtype not in FLOATS:
+        rule = "be a tensor of float16, bfloat16, float32 or float64"
+        raise wrong(name, rule, kind(x), TypeError)
+
+
+def check_dim(x: Tensor, dim: int) -> None:
+    """Raise unless x is a floating-point tensor, and dim one of its own."""
+    check_floating("x", x)
+    if x.dim() == 0:
+        raise wrong("x", "have at least one dimension", "shape ()")
+    if not isinstance(dim, int) or not -x.dim() <= dim < x.dim():
+        raise ValueError(
+            f"dim={dim!r} must be an integer from {-x.dim()} to {x.dim() - 1} "
+            f"for x of shape {tuple(x.shape)}"
+        )
+
+
+def check_tensors(**tensors: Tensor) -> None:
+    """Raise unless query, key and, where given, value fit together."""
+    for name, x in tensors.items():
+        check_floating(name, x)
+    query, key, *_ = tensors.values()
+    names = ", ".join(tensors)
+    got = ", ".join(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
+    if {x.dim() for x in tensors.values()} not in ({2}, {4}):
+        raise wrong(names, "all be (L, D) or all (B, H, L, D)", got)
+    for what in ("dtype", "device"):
+        came = [getattr(x, what) for x in tensors.values()]
+        if len(set(came)) > 1:
+            raise wrong(names, f"share one {what}", came)
+    if query.shape[-1] != key.shape[-1] or query.shape[-1] == 0:
+        rule = "have the same head size D, at least 1"
+        raise wrong("query and key", rule, got)
+    if "value" in tensors and tensors["value"].shape[:-1] != key.shape[:-1]:
+        raise wrong("value", "have one row for each row of key", got)
+    if query.dim() == 2:
+        return
+    H, H_kv = query.shape[1], key.shape[1]
+    if query.shape[0] != key.shape[0]:
+        raise wrong("query and key", "have the same batch size B", got)
+    if H_kv == 0 or H % H_kv:
+        rule = f"be a multiple of those of key, H_kv={H_kv}"
+        raise wrong(f"the heads of query, H={H},", rule, got)
+
+
+def check_how(
+    query: Tensor,
+    key: Tensor,
+    mask: object,
+    score_mod: object,
+    query_offset: object,
+    key_offset: object,
+    scale: object,
+) -> dict[str, Any]:
+    """Raise unless the rest fits the tensors; return it as kernels take it."""
+    if score_mod is not None and not callable(score_mod):
+        raise wrong("score_mod", "be a function", kind(score_mod), TypeError)
+    is_mod = callable(mask) or isinstance(mask, BlockMask)
+    if isinstance(mask, Tensor):
+        mask = check_mask(mask, query, key)
+    elif mask is not None and not is_mod:
+        rule = "be a Boolean tensor, a mask mod or a BlockMask"
+        raise wrong("mask", rule, kind(mask), TypeError)
+    has_mod = is_mod or score_mod is not None
+    offsets = {"query_offset": query_offset, "key_offset": key_offset}
+    for name, offset in offsets.items():
+        offsets[name] = check_offset(name, offset, query, key, has_mod)
+    scale = check_scale(scale, query.shape[-1])
+    return {"mask": mask, "score_mod": score_mod, **offsets, "scale": scale}
+
+
+def check_mask(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """Raise unless the mask is Boolean and fits; return it as (B, H, L, S)."""
+    if mask.dtype != torch.bool:
+        rule = "be Boolean, True where a query may attend"
+        hint = (
+            "for a float mask of 0 and -inf pass mask > -inf, for a bias to "
+            "be added a score_mod, for integers 0 and 1 mask != 0"
+        )
+        raise wrong("mask", rule, f"{mask.dtype}: {hint}", TypeError)
+    if mask.device != query.device:
+        raise wrong("mask", f"be on {query.device}", mask.device)
+    full = (*query.shape[:-1], key.shape[-2])
+    rule, fits = f"be (L, S) = {full[-2:]}", mask.shape == full[-2:]
+    if query.dim() == 4:
+        rule += f" or, each dimension 1 or full, (B, H, L, S) = {full}"
+    if query.dim() == mask.dim() == 4:
+        fits = all(m in (1, n) for m, n in zip(mask.shape, full, strict=True))
+    if not fits:
+        raise wrong("mask", rule, tuple(mask.shape))
+    return mask if mask.dim() == 4 else mask[None, None]
+
+
+def check_offset(
+    name: str, offset: object, query: Tensor, key: Tensor, has_mod: bool
+) -> int | Tensor:
+    """Raise unless a mod can use the offset, or does without; None is 0."""
+    L, S = query.shape[-2], key.shape[-2]
+    if offset is None:
+        if has_mod and L != S:
+            raise ValueError(
+                f"{name} is missing: where L={L} and S={S} differ, a mod "
+                "needs query_offset and key_offset, the positions of the "
+                "first query and key"
+            )
+        return 0
+    if not has_mod:
+        needed = "a mask mod or a score_mod"
+        raise ValueError(f"{name} has no use without {needed}")
+    if type(offset) is int:
+        return offset
+    if not isinstance(offset, Tensor) or offset.dtype not in INTEGERS:
+        rule = "be an int or a tensor of int32 or int64"
+        raise wrong(name, rule, kind(offset), TypeError)
+    if query.dim() == 2 or offset.shape != query.shape[:1]:
+        got = f"{tuple(offset.shape)} for query {tuple(query.shape)}"
+        rule = "be an int or, for (B, H, L, D), a tensor (B,)"
+        raise wrong(name, rule, got)
+    if offset.device != query.device:
+        raise wrong(name, f"be on {query.device}", offset.device)
+    return offset
+
+
+def check_scale(scale: object, head_size: int) -> float:
+    """Raise unless scale is a finite number above 0; None is 1 / sqrt(D)."""
+    if scale is None:
+        return 1 / math.sqrt(head_size)
+    if isinstance(scale, bool) or not isinstance(scale, (float, int)):
+        raise wrong("scale", "be a number or None", kind(scale), TypeError)
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale={scale} must be finite and above 0")
+    return float(scale)
+
+
+def check_numbers(
+    name: str, x: object, dims: int, *, finite: bool = False
+) -> Any:
+    """Raise unless x has entries to draw; return them as nested lists."""
+    if not isinstance(x, Tensor) or x.is_complex():
+        raise wrong(name, "be a tensor of real numbers", kind(x), TypeError)
+    if x.dim() != dims or x.numel() == 0:
+        rule = f"have {dims} dimension{'s' * (dims > 1)}, none of size 0"
+        raise wrong(name, rule, f"shape {tuple(x.shape)}")
+    if finite and not x.isfinite().all():
+        raise wrong(name, "be finite", x[~x.isfinite()][0].item())
+    return x.double().tolist()
+
+
+def check_labels(
+    name: str, labels: Sequence[str], shape: torch.Size, dim: int
+) -> None:
+    """Raise unless there is one string for each entry of a dimension."""
+    if isinstance(labels, str) or not all(isinstance(x, str) for x in labels):
+        raise wrong(name, "be a list of strings", repr(labels), TypeError)
+    if len(labels) != shape[dim]:
+        rule = f"hold {shape[dim]} labels for shape {tuple(shape)}"
+        raise wrong(name, rule, len(labels))

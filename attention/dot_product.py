@@ -1,0 +1,349 @@
+"""Attention: scores -> modify -> mask -> softmax -> weighted sum.
+
+    scores  = scale * query key^T                        (B, H, L, S)
+    scores  = score_mod(scores, b, h, q_idx, kv_idx)
+    scores  = scores where the mask allows, else -inf
+    weights = softmax(scores)                            each row sums to 1
+    out     = weights value                              (B, H, L, Dv)
+
+`attention` checks its arguments once and hands them to a kernel: a way to
+compute the formula. The kernel of this module, `reference`, computes it as it
+is written.
+
+Sources: Vaswani et al., "Attention is all you need" (2017), section 3.2.1,
+equation (1): our L and S are their n, our D their d_k, our Dv their d_v. Heads
+that share keys and values: Ainslie et al., "GQA" (2023), section 2.2. The mods
+are those of Dong et al., "Flex Attention" (2024), and
+torch.nn.attention.flex_attention.
+"""
+
+import importlib
+import math
+import sys
+from collections.abc import Callable
+from typing import Literal, TypeAlias, overload
+
+import torch
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from attention.checks import check_how, check_scale, check_tensors, wrong
+from attention.softmax import logsumexp, softmax, widen
+
+# (b, h, q_idx, kv_idx) -> may this query attend to this key?
+MaskMod: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+# (score, b, h, q_idx, kv_idx) -> score
+ScoreMod: TypeAlias = Callable[
+    [Tensor, Tensor, Tensor, Tensor, Tensor], Tensor
+]
+Mask: TypeAlias = Bool[Tensor, "..."] | MaskMod | BlockMask
+Offset: TypeAlias = int | Integer[Tensor, "B"]
+
+# The module and function of each kernel, imported on first use. All have the
+# signature of `reference` and may rely on what it says about its arguments.
+KERNELS = {"reference": ("attention.dot_product", "reference")}
+
+
+def attention_scores(
+    query: Float[Tensor, "*batch L D"],
+    key: Float[Tensor, "*kv_batch S D"],
+    *,
+    scale: float | int | None = None,
+) -> Float[Tensor, "*batch L S"]:
+    """Scaled dot product of every query with every key.
+
+        scores[i, j] = scale * sum_d query[i, d] * key[j, d]
+
+    Arguments and errors are those of `attention`.
+
+    Returns:
+        Scores (L, S) or (B, H, L, S), in float32 or wider.
+
+    Example:
+        >>> import torch
+        >>> from attention import attention_scores
+        >>> journey = torch.tensor([[0.55, 0.87, 0.66]])
+        >>> your = torch.tensor([[0.43, 0.15, 0.89]])
+        >>> attention_scores(journey, your, scale=1.0)
+        tensor([[0.9544]])
+    """
+    check_tensors(query=query, key=key)
+    scale = check_scale(scale, query.shape[-1])
+    with torch.autocast(query.device.type, enabled=False):
+        scores, _ = _final_scores(_lift(query), _lift(key), scale)
+    return scores.reshape(*query.shape[:-1], key.shape[-2])
+
+
+def attention_weights(
+    query: Float[Tensor, "*batch L D"],
+    key: Float[Tensor, "*kv_batch S D"],
+    *,
+    mask: Mask | None = None,
+    score_mod: ScoreMod | None = None,
+    query_offset: Offset | None = None,
+    key_offset: Offset | None = None,
+    scale: float | int | None = None,
+) -> Float[Tensor, "*batch L S"]:
+    """Share of each key in what a query receives: `attention`'s weights.
+
+        weights = softmax(mask(score_mod(scale * query key^T)))
+
+    Arguments and errors are those of `attention`.
+
+    Returns:
+        Weights (L, S) or (B, H, L, S), in float32 or wider. Each row sums to
+        1, except that a query that may attend to nothing has a row of zeros.
+
+    Example:
+        >>> import torch
+        >>> from attention import attention_weights
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> causal = torch.tensor([[True, False], [True, True]])
+        >>> attention_weights(x, x, mask=causal, scale=1.0)
+        tensor([[1.0000, 0.0000],
+                [0.2689, 0.7311]])
+    """
+    check_tensors(query=query, key=key)
+    how = check_how(
+        query, key, mask, score_mod, query_offset, key_offset, scale
+    )
+    with torch.autocast(query.device.type, enabled=False):
+        scores, _ = _final_scores(_lift(query), _lift(key), **how)
+        weights = softmax(scores)
+    return weights.reshape(*query.shape[:-1], key.shape[-2])
+
+
+@overload
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Mask | None = ...,
+    score_mod: ScoreMod | None = ...,
+    query_offset: Offset | None = ...,
+    key_offset: Offset | None = ...,
+    scale: float | int | None = ...,
+    kernel: str = ...,
+    return_lse: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Mask | None = ...,
+    score_mod: ScoreMod | None = ...,
+    query_offset: Offset | None = ...,
+    key_offset: Offset | None = ...,
+    scale: float | int | None = ...,
+    kernel: str = ...,
+    return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+def attention(
+    query: Float[Tensor, "*batch L D"],
+    key: Float[Tensor, "*kv_batch S D"],
+    value: Float[Tensor, "*kv_batch S Dv"],
+    *,
+    mask: Mask | None = None,
+    score_mod: ScoreMod | None = None,
+    query_offset: Offset | None = None,
+    key_offset: Offset | None = None,
+    scale: float | int | None = None,
+    kernel: str = "reference",
+    return_lse: bool = False,
+) -> (
+    Float[Tensor, "*batch L Dv"]
+    | tuple[Float[Tensor, "*batch L Dv"], Float[Tensor, "*batch L"]]
+):
+    """Average of the values, weighted by how well each key matches the query.
+
+        out = softmax(mask(score_mod(scale * query key^T))) value
+
+    The tensors are all (L, D) or all (B, H, L, D) and share dtype and device;
+    nothing is broadcast. float16 and bfloat16 are computed in float32, also
+    under autocast.
+
+    Args:
+        query: (L, D) or (B, H, L, D).
+        key: (S, D) or (B, H_kv, S, D), where H_kv divides H: query head h
+            reads key-value head h // (H / H_kv).
+        value: (S, Dv) or (B, H_kv, S, Dv).
+        mask: True where a query may attend to a key. A Boolean tensor (L, S)
+            or, each dimension 1 or full, (B, H, L, S); or a mask mod, a
+            function mask_mod(b, h, q_idx, kv_idx) of four scalar tensors that
+            returns one Boolean; or a BlockMask, which counts through its
+            mask_mod alone.
+        score_mod: a function score_mod(score, b, h, q_idx, kv_idx) that
+            returns the new score. It sees scaled scores, in float32 or wider,
+            comes before the mask, and may capture tensors that learn. It is
+            evaluated at hidden pairs too, so its derivatives must be finite
+            there.
+        query_offset: the position of the first query, which mods see as q_idx:
+            an int or, for (B, H, L, D), an integer tensor (B,). Only mods have
+            a use for it. None is 0 where L = S; where L and S differ, a mod
+            needs both offsets.
+        key_offset: the position of the first key, which mods see as kv_idx.
+        scale: a finite number above 0; None is 1 / sqrt(D).
+        kernel: how to compute it, a name in `KERNELS`.
+        return_lse: return the log-sum-exp of each query's scores as well.
+
+    Returns:
+        The output (L, Dv) or (B, H, L, Dv) in the dtype of query; with
+        return_lse also the natural log-sum-exp (L,) or (B, H, L) in float32 or
+        wider. Both are differentiable, twice. A query that may attend to
+        nothing gets zeros and -inf, and zero gradients. A key that the mask
+        hides from every query of a head has no influence there, even where it
+        or its value is NaN or infinite; about a NaN that only some queries may
+        see nothing is promised.
+
+    Raises:
+        TypeError: an argument is of the wrong type, or a tensor of the wrong
+            dtype.
+        ValueError: shapes, dtypes or devices do not fit together, scale is out
+            of range, an offset is missing or has no use, or no kernel has that
+            name.
+
+    Source:
+        Vaswani et al. (2017), section 3.2.1, equation (1). The order (scale,
+        score_mod, mask, softmax) is FlexAttention's. Zeros for a query that
+        may attend to nothing are ours, and FlexAttention's.
+
+    Example:
+        >>> import torch
+        >>> from attention import attention
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> attention(x, x, x, scale=1.0)
+        tensor([[0.7311, 0.2689],
+                [0.2689, 0.7311]])
+        >>> def causal(b, h, q_idx, kv_idx):
+        ...     return q_idx >= kv_idx
+        >>> attention(x, x, x, mask=causal, scale=1.0)
+        tensor([[1.0000, 0.0000],
+                [0.2689, 0.7311]])
+    """
+    check_tensors(query=query, key=key, value=value)
+    how = check_how(
+        query, key, mask, score_mod, query_offset, key_offset, scale
+    )
+    if kernel not in KERNELS:
+        known = ", ".join(KERNELS)
+        raise ValueError(f"kernel={kernel!r} must be one of {known}")
+    module, function = KERNELS[kernel]
+    # torch.compile can trace a look-up in sys.modules, but no import.
+    found = sys.modules.get(module) or importlib.import_module(module)
+    run = getattr(found, function)
+    # Autocast would round to 16 bits what is promised in float32.
+    with torch.autocast(query.device.type, enabled=False):
+        tensors = [_lift(x) for x in (query, key, value)]
+        out, lse = run(*tensors, **how, return_lse=return_lse)
+    out = out.reshape(*query.shape[:-1], value.shape[-1])
+    return (out, lse.reshape(query.shape[:-1])) if return_lse else out
+
+
+def reference(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Mask | None,
+    score_mod: ScoreMod | None,
+    query_offset: Offset,
+    key_offset: Offset,
+    scale: float,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The formula as it is written: the kernel that others are tested against.
+
+    A kernel gets arguments that `attention` has checked: query (B, H, L, D),
+    key (B, H_kv, S, D) and value (B, H_kv, S, Dv); a mask that is a tensor has
+    four dimensions, each 1 or full; offsets and scale are never None. It
+    returns the output (B, H, L, Dv) in query's dtype and, with return_lse, the
+    log-sum-exp (B, H, L), else None.
+    """
+    scores, seen = _final_scores(
+        query, key, scale, mask, score_mod, query_offset, key_offset
+    )
+    value = _share_heads(value, query.shape[1])  # (B, H, S, Dv)
+    if seen is not None:
+        value = value.masked_fill(~seen[..., None], 0)
+    weights = softmax(scores)
+    out = weights @ widen(value)  # (B, H, L, Dv)
+    return out.to(query.dtype), logsumexp(scores) if return_lse else None
+
+
+def _final_scores(
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    mask: Mask | None = None,
+    score_mod: ScoreMod | None = None,
+    query_offset: Offset = 0,
+    key_offset: Offset = 0,
+) -> tuple[Tensor, Tensor | None]:
+    """Scores for the softmax, and which keys (B, H, S) some query may see."""
+    key = _share_heads(key, query.shape[1])  # (B, H, S, D)
+    offsets = (query_offset, key_offset)
+    seen = None
+    if isinstance(mask, BlockMask):
+        mask = mask.mask_mod
+    if mask is not None and not isinstance(mask, Tensor):
+        mask = _for_each_pair(mask, query, key, offsets)
+    if mask is not None:
+        # What takes no part is cleared, for 0 * NaN is NaN: keys that no query
+        # may see, and queries that may see no key, which would reach the
+        # gradients of the keys.
+        seen = mask.any(-2)  # (B, H, S)
+        key = key.masked_fill(~seen[..., None], 0)
+        query = query.masked_fill(~mask.any(-1, keepdim=True), 0)
+    scores = widen(query) @ widen(key).transpose(-2, -1) * scale
+    if score_mod is not None:
+        scores = _for_each_pair(score_mod, query, key, offsets, scores)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return scores, seen  # (B, H, L, S)
+
+
+def _for_each_pair(
+    mod: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    offsets: tuple[Offset, Offset],
+    *scores: Tensor,
+) -> Tensor:
+    """What a mod returns for each pair, (B, H, L, S): vmaps, as in Flex."""
+    shape = (*query.shape[:-1], key.shape[-2])
+    dtype = scores[0].dtype if scores else torch.bool
+    if 0 in shape:  # no pair, and vmap refuses to map over none
+        return scores[0] if scores else query.new_zeros(shape, dtype=dtype)
+    b, h, *indices = (torch.arange(n, device=query.device) for n in shape)
+    # One offset for each batch row makes the positions (B, L) or (B, S).
+    q_idx, kv_idx = (
+        index + (offset[:, None] if isinstance(offset, Tensor) else offset)
+        for index, offset in zip(indices, offsets, strict=True)
+    )
+    by_row = [0 if index.dim() == 2 else None for index in (q_idx, kv_idx)]
+    for dims in (
+        [None, None, None, 0],
+        [None, None, 0, None],
+        [None, 0, None, None],
+        [0, None, *by_row],
+    ):
+        mod = torch.vmap(mod, in_dims=(*[0 for _ in scores], *dims))
+    out = mod(*scores, b, h, q_idx, kv_idx)
+    if out.shape != shape or out.dtype != dtype:
+        name = "score_mod" if scores else "mask"
+        rule = f"return one {dtype} for each pair, together {shape}"
+        raise wrong(name, rule, f"{out.dtype} {tuple(out.shape)}", TypeError)
+    return out
+
+
+def _share_heads(x: Tensor, n_heads: int) -> Tensor:
+    """Give query head h its key-value head, h // (H / H_kv)."""
+    return x.repeat_interleave(n_heads // x.shape[1], dim=1)
+
+
+def _lift(x: Tensor) -> Tensor:
+    return x if x.dim() == 4 else x[None, None]  # (B, H, L, D)
