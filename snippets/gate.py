@@ -15,6 +15,7 @@ import nbformat
 from bs4 import BeautifulSoup
 from bs4.element import Tag
 
+from .lab import copy_path
 from .page import INTERACTIVE, RUN
 from .render import shown_blocks, shown_numbers
 
@@ -46,7 +47,9 @@ def check_site(site: Path, root: Path) -> list[str]:
     for source in sorted(root.glob("docs/labs/*.ipynb")):
         page = html_path(site, str(source.relative_to(root)))
         known.add(page)
-        complaints += [f"docs/labs/{source.name}: {text}" for text in check_lab(page, source)]
+        complaints += [
+            f"docs/labs/{source.name}: {text}" for text in check_lab(page, copy_path(root, source))
+        ]
     for page in sorted(set(site.glob("**/*.html")) - known):
         if soup_of(page).find("pre"):
             complaints.append(f"{page.relative_to(site)}: shows code, but no test saw this page")
@@ -76,15 +79,30 @@ def check_page(soup: Tag, entry: dict[str, Any]) -> list[str]:
     return out
 
 
-def check_lab(page: Path, source: Path) -> list[str]:
+def check_lab(page: Path, executed: Path) -> list[str]:
+    """The cells of an executed lab and the first words that each of them showed are all there."""
     if not page.exists():
         return ["is not in the site"]
-    cells = [cell for cell in nbformat.read(source, as_version=4).cells if cell.cell_type == "code"]
-    shown = soup_of(page).select(".jp-CodeCell .jp-InputArea")
-    return (
-        []
-        if len(shown) == len(cells)
-        else [f"has {len(cells)} cells of code, {len(shown)} are shown"]
+    if not executed.exists():
+        return ["was never executed as it is now"]
+    cells = [c for c in nbformat.read(executed, as_version=4).cells if c.cell_type == "code"]
+    shown = soup_of(page).select(".jp-Notebook > .jp-CodeCell")
+    if len(shown) != len(cells):
+        return [f"has {len(cells)} cells of code, {len(shown)} are shown"]
+    out = []
+    for cell, box in zip(cells, shown, strict=True):
+        words = "".join(box.get_text().split())
+        for text in [cell.source, *map(plain_text, cell.outputs)]:
+            if "".join(text.split()) not in words:
+                out.append(f"a cell does not show {text[:100]!r}")
+    return out
+
+
+def plain_text(output: Any) -> str:
+    """What an output says in words; a drawing says nothing."""
+    data = output.get("data", {})
+    return str(
+        output.get("text") or ("" if "image/svg+xml" in data else data.get("text/plain", ""))
     )
 
 

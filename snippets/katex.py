@@ -1,5 +1,6 @@
 """Typeset TeX to HTML and MathML at build time: no script, no request in the reader's browser."""
 
+import atexit
 import functools
 import json
 from pathlib import Path
@@ -24,6 +25,7 @@ def _engine() -> Any:
     from py_mini_racer import MiniRacer
 
     engine = MiniRacer()
+    atexit.register(engine.close)  # left open, it may keep Python from ending
     engine.eval(SCRIPT.read_text("utf-8"))
     return engine
 

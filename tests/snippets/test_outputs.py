@@ -139,7 +139,7 @@ def test_numbers_compare_to_the_digits_shown(text: str, value: object, verdict: 
 
 
 def test_a_number_that_shows_too_few_values_is_an_error() -> None:
-    with pytest.raises(ValueError, match="'0.1' shows 1 numbers, the expression gives 2"):
+    with pytest.raises(ValueError, match=r"'0\.1' shows 1 numbers, the expression gives 2"):
         show("0.1", [0.1, 0.2])
 
 

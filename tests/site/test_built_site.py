@@ -1,0 +1,152 @@
+"""The site, built as it is deployed, shows what was run and asks nobody else for anything."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bs4 import BeautifulSoup
+
+from snippets import gate, ledger, picture
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(ROOT.glob("docs/**/*.md"))
+
+
+def mkdocs(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(cwd)}
+    command = [sys.executable, "-m", "mkdocs", *args]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site. The pages are run first where the ledger does not speak for them."""
+    if any(ledger.why_stale(ROOT, page) for page in PAGES):
+        subprocess.run([sys.executable, "-m", "pytest", "-q", "docs"], cwd=ROOT, check=True)
+    target = tmp_path_factory.mktemp("site")
+    result = mkdocs("build", "--strict", "--site-dir", str(target))
+    assert result.returncode == 0, result.stderr
+    assert "WARNING" not in result.stderr, result.stderr
+    return target
+
+
+def test_the_site_shows_what_the_tests_saw(site: Path) -> None:
+    assert gate.check_site(site, ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("find", "replace", "complaint"),
+    [
+        ("0.9544", "0.9545", "shown, but not seen"),
+        ("<pre>", "<pre>x = 1\n", "shown, but not seen"),
+        ("</article>", "<pre>planted</pre></article>", "shown, but not seen"),
+        (r'<code data-expr="[^"]*">[^<]*</code>', "1", "checked, but not shown"),
+        (r'<div class="language-output.*?</div>', "", "not shown"),
+    ],
+)
+def test_the_gate_sees_a_change_of_the_built_page(
+    site: Path, tmp_path: Path, find: str, replace: str, complaint: str
+) -> None:
+    page = "foundations/similarity/index.html"
+    shutil.copytree(site, tmp_path / "site")
+    html = (site / page).read_text("utf-8")
+    changed = re.sub(find, replace, html, count=1 if find != "0.9544" else 0, flags=re.S)
+    assert changed != html
+    (tmp_path / "site" / page).write_text(changed, "utf-8")
+    found = gate.check_site(tmp_path / "site", ROOT)
+    assert any("similarity.md" in line and complaint in line for line in found), found
+
+
+def test_the_gate_sees_code_on_a_page_that_nobody_ran(site: Path, tmp_path: Path) -> None:
+    shutil.copytree(site, tmp_path / "site")
+    (tmp_path / "site/stray.html").write_text("<article><pre>1 + 1</pre></article>")
+    assert gate.check_site(tmp_path / "site", ROOT) == [
+        "stray.html: shows code, but no test saw this page"
+    ]
+
+
+def test_no_page_asks_another_host_for_anything(site: Path) -> None:
+    for path in [*site.glob("**/*.html"), *site.glob("**/*.css")]:
+        text = path.read_text("utf-8")
+        loads = re.findall(r"url\(['\"]?(https?:)?//", text)
+        soup = BeautifulSoup(text, "html.parser")
+        for tag in soup.find_all(["script", "img", "iframe", "source", "video"], src=True):
+            loads += [tag["src"]] if re.match(r"(https?:)?//", str(tag["src"])) else []
+        for tag in soup.find_all("link", href=True):
+            if set(tag.get("rel", [])) & {
+                "stylesheet",
+                "preload",
+                "icon",
+                "preconnect",
+                "prefetch",
+            }:
+                loads += [tag["href"]] if re.match(r"(https?:)?//", str(tag["href"])) else []
+        assert not loads, f"{path.relative_to(site)} loads {loads}"
+
+
+def test_math_is_typeset_and_numbered_where_it_is_referred_to(site: Path) -> None:
+    soup = BeautifulSoup(
+        (site / "foundations/softmax/index.html").read_text("utf-8"), "html.parser"
+    )
+    article = soup.find("article")
+    assert article is not None
+    assert len(article.select(".arithmatex .katex")) > 40
+    refs = article.select("a.eqref")
+    assert refs
+    for ref in refs:
+        target = article.find(id=str(ref["href"]).removeprefix("#"))
+        assert target is not None
+        assert ref.get_text() in target.get_text()
+    text = " ".join(t for t in article.stripped_strings)
+    assert not re.search(r"\\(?:frac|sum|py|label|eqref)\b", re.sub(r"\\[a-z]+ ?\{", "", "")), text
+
+
+def test_the_labs_formulas_are_typeset(site: Path) -> None:
+    soup = BeautifulSoup(
+        (site / "labs/first-notebook/index.html").read_text("utf-8"), "html.parser"
+    )
+    assert len(soup.select(".jp-RenderedMarkdown .katex")) >= 3
+    for cell in soup.select(".jp-RenderedMarkdown"):
+        for math in cell.select(".katex"):
+            math.decompose()
+        assert "$" not in cell.get_text()
+
+
+def test_figures_are_drawings_with_a_text_alternative(site: Path) -> None:
+    for name in ("similarity", "softmax"):
+        html = (site / f"foundations/{name}/index.html").read_text("utf-8")
+        figures = BeautifulSoup(html, "html.parser").select('article svg[role="img"]')
+        assert figures
+        assert all(len(str(figure["aria-label"])) > 60 for figure in figures)
+
+
+def test_every_page_ends_in_a_link_that_reports_an_error(site: Path) -> None:
+    for path in PAGES:
+        soup = BeautifulSoup(
+            gate.html_path(site, str(path.relative_to(ROOT))).read_text("utf-8"), "html.parser"
+        )
+        link = soup.select_one(".report a")
+        assert link is not None
+        assert "error" in str(link["href"]).lower()
+
+
+def test_the_readmes_picture_is_what_chapter_1_draws(site: Path) -> None:
+    assert picture.PICTURE.read_text("utf-8") == picture.DRAWN.read_text("utf-8"), "make picture"
+
+
+def test_a_stale_page_stops_the_build_and_names_the_command(tmp_path: Path) -> None:
+    for name in ("docs", "snippets", "overrides", "attention"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("mkdocs.yml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "docs/labs/first-notebook.ipynb").write_text(
+        '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
+    )
+    result = mkdocs("build", "--strict", cwd=tmp_path)
+    assert result.returncode != 0
+    assert "foundations/similarity.md: was never run" in result.stderr
+    assert "Run `pytest docs` first" in result.stderr
