@@ -19,7 +19,7 @@ from typing import TypeAlias
 COLOURS = {  # on light paper, and on dark
     "ink": ("#1d1d1f", "#e8e8ea"),
     "faint": ("#5d5f66", "#a6a8b0"),
-    "accent": ("#1f4e8c", "#6ea0e8"),
+    "accent": ("#0b6bcb", "#4f9bff"),
     "paper": ("#ffffff", "#1e2129"),
 }
 LIGHT, DARK = ({k: COLOURS[k][i] for k in COLOURS} for i in (0, 1))

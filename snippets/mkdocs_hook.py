@@ -21,6 +21,7 @@ serving = False
 MATH = re.compile(
     r"\$\$(?P<display>.+?)\$\$|(?<![\\$\w])\$(?P<inline>\S|\S[^$]*?\S)\$(?![\d$])", re.S
 )
+STANDALONE = re.compile(r"<style>\s*\.attention-figure.*?</style>", re.S)  # the page has the colours
 CODE = re.compile(r"(<(?:pre|code|script|style)\b.*?</(?:pre|code|script|style)>|<[^>]+>)", re.S)
 
 
@@ -59,9 +60,10 @@ def on_files(files: Any, config: Mapping[str, Any]) -> Any:
 
 
 def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
-    """A lab's formulas, which no Markdown extension sees, typeset as those of the pages."""
+    """A lab's formulas and figures, which no Markdown extension sees, as those of the pages."""
     if not page.file.src_uri.endswith(".ipynb"):
         return content
+    content = STANDALONE.sub("", content)
     return "".join(
         part if i % 2 else MATH.sub(_formula, part) for i, part in enumerate(CODE.split(content))
     )
