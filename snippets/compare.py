@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
 
-NUMBER = re.compile(r"(?<![\w.])[-+\N{MINUS SIGN}]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?(?!\w)")
+NUMBER = re.compile(  # atomic groups: of 1.5x no part is a number
+    r"(?<![\w.])[-+\N{MINUS SIGN}]?(?>\d+(?:\.\d*)?|\.\d+)(?>(?:[eE][-+]?\d+)?)(?!\w)"
+)
 SAME, NEAR, DIFFERENT = "same", "near", "different"
 
 
@@ -24,7 +26,7 @@ def compare_output(want: str, got: str) -> str:
     want, got = tidy(want), tidy(got)
     if want == got:
         return SAME
-    skeletons = ["".join(NUMBER.sub(" # ", text).split()) for text in (want, got)]
+    skeletons = ["".join(NUMBER.sub(" \0 ", text).split()) for text in (want, got)]
     if skeletons[0] != skeletons[1]:
         return DIFFERENT
     pairs = zip(NUMBER.findall(want), NUMBER.findall(got), strict=True)
@@ -47,14 +49,16 @@ def compare_number(text: str, value: Any) -> str:
 def show(text: str, value: Any) -> str:
     """`text` with its numbers replaced by those of `value`, each to the digits `text` shows.
 
-    A text without numbers is replaced by `str(value)`; a lone `?` by the value to four decimals.
+    A text without digits is replaced by `str(value)`; a lone `?` by the value to four decimals.
     """
     if text.strip() == "?":
         shapes = ("0.0000" if isinstance(v, float) else "0" for v in numbers(value))
         return ", ".join(map(_format, shapes, numbers(value)))
     spans = _spans(text)
-    if not spans:
+    if isinstance(value, str) or not any(char.isdigit() for char in text):
         return str(value)
+    if any(char.isdigit() and not any(a <= i < b for a, b in spans) for i, char in enumerate(text)):
+        raise ValueError(f"cannot read the numbers in {text!r}: keep letters and signs apart")
     values = list(numbers(value))
     if len(values) != len(spans):
         raise ValueError(f"{text!r} shows {len(spans)} numbers, the expression gives {len(values)}")
@@ -94,9 +98,7 @@ def _format(shown: str, value: int | float) -> str:
         text += "."
     if shown.startswith("+") and value >= 0:
         text = "+" + text
-    if "\N{MINUS SIGN}" in shown or (text.startswith("-") and not text.strip("-0.")):
-        text = text.replace("-", "\N{MINUS SIGN}" if "\N{MINUS SIGN}" in shown else "-", 1)
-    return text
+    return text.replace("-", "\N{MINUS SIGN}") if "\N{MINUS SIGN}" in shown else text
 
 
 def _one_unit_apart(want: str, got: str) -> bool:

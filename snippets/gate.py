@@ -5,7 +5,6 @@ the blocks of code and the numbers that a reader finds in the HTML are those tha
 both ways; what is on no page of the ledger shows no code at all.
 """
 
-import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,6 +14,7 @@ import nbformat
 from bs4 import BeautifulSoup
 from bs4.element import Tag
 
+from . import ledger
 from .lab import copy_path
 from .page import INTERACTIVE, RUN
 from .render import shown_blocks, shown_numbers
@@ -27,56 +27,54 @@ def html_path(site: Path, source: str) -> Path:
 
 
 def soup_of(path: Path) -> Tag:
-    soup = BeautifulSoup(path.read_text("utf-8"), "html.parser")
-    return soup.find("article") or soup
+    return BeautifulSoup(path.read_text("utf-8"), "html.parser")
 
 
 def check_site(site: Path, root: Path) -> list[str]:
     """What the built site shows and the tests did not see, and the other way round."""
     complaints, known = [], set[Path]()
-    for path in sorted((root / ".book" / "docs").glob("**/*.json")):
-        entry = json.loads(path.read_text("utf-8"))
-        if not (root / entry["page"]).exists():
-            continue
-        page = html_path(site, entry["page"])
+    for source in sorted((root / "docs").glob("**/*.md")):
+        page, name = html_path(site, str(source.relative_to(root))), source.relative_to(root)
         known.add(page)
-        if not page.exists():
-            complaints.append(f"{entry['page']}: was run, but is not in the site")
-        else:
-            complaints += [f"{entry['page']}: {text}" for text in check_page(soup_of(page), entry)]
+        entry = ledger.read(root, source)
+        if why := ledger.why_stale(root, source):
+            complaints.append(f"{name}: {why}")
+        elif not page.exists():
+            complaints.append(f"{name}: was run, but is not in the site")
+        elif entry:
+            complaints += [f"{name}: {text}" for text in check_page(soup_of(page), entry)]
     for source in sorted(root.glob("docs/labs/*.ipynb")):
         page = html_path(site, str(source.relative_to(root)))
         known.add(page)
-        complaints += [
-            f"docs/labs/{source.name}: {text}" for text in check_lab(page, copy_path(root, source))
-        ]
+        wrong = check_lab(page, copy_path(root, source))
+        complaints += [f"docs/labs/{source.name}: {text}" for text in wrong]
     for page in sorted(set(site.glob("**/*.html")) - known):
-        if soup_of(page).find("pre"):
+        if soup_of(page).select("pre, [data-expr], [data-exprs]"):
             complaints.append(f"{page.relative_to(site)}: shows code, but no test saw this page")
-    return complaints
+    return complaints if known else ["there is no book here: run this where docs/ is"]
 
 
 def check_page(soup: Tag, entry: dict[str, Any]) -> list[str]:
-    shown = Counter(shown_blocks(soup))
-    seen = Counter((lang, text) for lang, text in entry["blocks"])
-    out = [
-        f"shown, but not seen by the tests: {lang}: {text[:200]!r}" for lang, text in shown - seen
-    ]
-    out += [
-        f"seen by the tests, but not shown: {lang}: {text[:200]!r}" for lang, text in seen - shown
-    ]
-    python = sum(count for (lang, _), count in shown.items() if lang in (RUN, INTERACTIVE))
+    """Both ways and in order: the blocks and the numbers that the tests saw in the page's HTML."""
+    out = []
+    for what, shown in (("blocks", shown_blocks(soup)), ("numbers", shown_numbers(soup))):
+        seen = [tuple(item) for item in entry[what]]
+        out += [f"shown, but not seen by the tests: {item}" for item in _less(shown, seen)]
+        out += [f"seen by the tests, but not shown: {item}" for item in _less(seen, shown)]
+        if not out and shown != seen:
+            out.append(f"the {what} stand in another order than the tests saw")
+    python = sum(lang in (RUN, INTERACTIVE) for lang, _ in shown_blocks(soup))
     if python != entry["snippets"] + len(entry["notest"]):
         out.append(f"shows {python} blocks of Python, {entry['snippets']} were run")
     if len(soup.select("[data-notest]")) != len(entry["notest"]):
         out.append("a block that was not run is not marked as such")
-    numbers = Counter((text, " ".join(expr.split())) for text, expr in shown_numbers(soup))
-    checked = Counter((text, expr) for text, expr in entry["numbers"])
-    out += [f"number shown, but not checked: {number}" for number in numbers - checked]
-    out += [f"number checked, but not shown: {number}" for number in checked - numbers]
     if soup.select(".katex-error, merror"):
         out.append("a formula is shown as an error")
     return out
+
+
+def _less(ones: list[tuple[str, str]], others: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    return list((Counter(ones) - Counter(others)).elements())
 
 
 def check_lab(page: Path, executed: Path) -> list[str]:

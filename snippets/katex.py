@@ -46,5 +46,5 @@ def typeset(tex: str, display: bool = False) -> str:
     )
     html, error = json.loads(_engine().eval(f"JSON.stringify({guarded})"))
     if error:
-        raise TexError(f"{error} in {tex!r}")
+        raise TexError(error)
     return str(html)

@@ -9,12 +9,21 @@ import datetime
 import functools
 import hashlib
 import json
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 COMMAND = "pytest docs"
+CHANGED = {
+    "text": "the page has",
+    "package": "attention/ has",
+    "pins": "constraints.txt has",
+    "checker": "what checks it has",
+    "python": "Python has",
+    "torch": "torch has",
+}
 
 
 def digest(*chunks: bytes | str) -> str:
@@ -32,11 +41,14 @@ def digest_files(root: Path, *patterns: str) -> str:
 
 
 def inputs(root: Path, page: Path) -> dict[str, str]:
-    """Hashes of everything that a page's outputs depend on."""
+    """Everything that a page's outputs depend on, or that decides whether they are right."""
     return {
         "text": digest(page.read_text("utf-8")),
         "package": digest_files(root, "attention/**/*.py"),
         "pins": digest_files(root, "constraints.txt"),
+        "checker": digest_files(root, "snippets/**/*.py", "conftest.py", "mkdocs.yml"),
+        "python": platform.python_version(),
+        "torch": torch_version(),
     }
 
 
@@ -48,14 +60,14 @@ def write(root: Path, page: Path, **seen: Any) -> None:
     entry = {
         "page": page.resolve().relative_to(root).as_posix(),
         **inputs(root, page),
-        "python": platform.python_version(),
-        "torch": _torch_version(),
         "date": datetime.date.today().isoformat(),
         **seen,
     }
     path = entry_path(root, page)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(entry, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    draft = path.with_suffix(f".{os.getpid()}")  # another process may be reading
+    draft.write_text(json.dumps(entry, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    draft.replace(path)
 
 
 def forget(root: Path, page: Path) -> None:
@@ -63,11 +75,12 @@ def forget(root: Path, page: Path) -> None:
 
 
 def read(root: Path, page: Path) -> dict[str, Any] | None:
+    """The entry of a page, or None where there is none that can be read."""
     try:
-        entry: dict[str, Any] = json.loads(entry_path(root, page).read_text("utf-8"))
-    except FileNotFoundError:
+        entry = json.loads(entry_path(root, page).read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
         return None
-    return entry
+    return entry if isinstance(entry, dict) and "figures" in entry else None
 
 
 def why_stale(root: Path, page: Path) -> str | None:
@@ -76,13 +89,8 @@ def why_stale(root: Path, page: Path) -> str | None:
     if entry is None:
         return "was never run"
     for name, value in inputs(root, page).items():
-        if entry[name] != value:
-            what = {
-                "text": "the page has",
-                "package": "attention/ has",
-                "pins": "constraints.txt has",
-            }
-            return f"{what[name]} changed since it was run"
+        if entry.get(name) != value:
+            return f"{CHANGED[name]} changed since it was run"
     for src, sha in entry["figures"].items():
         figure = page.parent / src
         if not figure.exists() or digest(figure.read_text("utf-8")) != sha:
@@ -91,7 +99,7 @@ def why_stale(root: Path, page: Path) -> str | None:
 
 
 @functools.cache
-def _torch_version() -> str:
+def torch_version() -> str:
     try:
         return version("torch").partition("+")[0]
     except PackageNotFoundError:

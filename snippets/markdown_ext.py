@@ -29,20 +29,35 @@ IMAGE = re.compile(r'<img [^>]*?src="[^"]*?(?P<name>[\w-]+\.svg)"[^>]*>')
 DECIMALS = re.compile(r"(?<![\d.])\d*\.\d{2,}(?![\d.]*\.\d)")
 
 
+class FormulaError(ValueError):
+    """What is wrong with a formula; `tex` is its source, as the page has it."""
+
+    def __init__(self, message: str, tex: str) -> None:
+        super().__init__(message)
+        self.tex = tex
+
+
 class BookPostprocessor(Postprocessor):
+    inline_figures = True
+
     def __init__(self, md: Markdown, docs: Path) -> None:
         super().__init__(md)
         self.docs = docs
 
     def run(self, text: str) -> str:
         text = typeset_page(text)
-        text = IMAGE.sub(self._figure, text)
+        if self.inline_figures:
+            text = IMAGE.sub(self._figure, text)
         return text.replace("<pre><span></span><code>", '<pre><span></span><code tabindex="0">')
 
     def _figure(self, image: re.Match[str]) -> str:
         if "figures/" not in image[0]:
             return image[0]
         found = sorted(self.docs.glob(f"**/figures/{image['name']}"))
+        if len(found) > 1:
+            raise ValueError(
+                f"two figures are called {image['name']}: pages need names of their own"
+            )
         if not found:
             return image[0]  # the build has been told already; a reader sees the alt text
         alt = re.search(r'alt="([^"]*)"', image[0])
@@ -69,39 +84,37 @@ def typeset_page(text: str) -> str:
     formulas = [html.unescape(m["tex"]).strip()[2:-2].strip() for m in MATH.finditer(text)]
     labels = [m["name"] for tex in formulas for m in LABEL.finditer(tex)]
     wanted = {m["name"] for tex in formulas for m in EQREF.finditer(tex)}
-    if missing := wanted - set(labels):
-        raise ValueError(f"\\eqref to no \\label on this page: {', '.join(sorted(missing))}")
-    if len(set(labels)) < len(labels):
-        raise ValueError(
-            f"a \\label stands twice: {sorted({n for n in labels if labels.count(n) > 1})}"
-        )
+    for name in wanted - set(labels):
+        raise FormulaError(f"\\eqref{{{name}}} refers to no \\label here", f"\\eqref{{{name}}}")
+    for name in labels:
+        if labels.count(name) > 1:
+            raise FormulaError(f"\\label{{{name}}} stands twice", f"\\label{{{name}}}")
     tags = {name: str(i + 1) for i, name in enumerate(n for n in labels if n in wanted)}
     queue = iter(formulas)
     return MATH.sub(lambda m: _formula(m["tag"], next(queue), tags), text)
 
 
-def _formula(tag: str, tex: str, tags: dict[str, str]) -> str:
-    if ref := EQREF.fullmatch(tex):
+def _formula(tag: str, source: str, tags: dict[str, str]) -> str:
+    if ref := EQREF.fullmatch(source):
         return f'<a class="eqref" href="#eq-{ref["name"]}">({tags[ref["name"]]})</a>'
-    source = tex
-    tex, unsourced, exprs = strip_macros(tex)
-    if bare := DECIMALS.search(unsourced):
-        raise ValueError(
-            f"{bare[0]} in the formula {source!r} has no \\py{{{bare[0]}}}{{expression}}"
-        )
     attrs = ""
-    if label := LABEL.search(tex):
-        tex = LABEL.sub("", tex)
-        attrs = f' id="eq-{label["name"]}"'
-        if label["name"] in tags:
-            tex += rf"\tag{{{tags[label['name']]}}}"
+    try:
+        tex, unsourced, exprs = strip_macros(source)
+        if bare := DECIMALS.search(unsourced):
+            raise ValueError(f"{bare[0]} has no \\py{{{bare[0]}}}{{expression}}")
+        if label := LABEL.search(tex):
+            tex = LABEL.sub("", tex)
+            attrs = f' id="eq-{label["name"]}"'
+            if label["name"] in tags:
+                tex += rf"\tag{{{tags[label['name']]}}}"
+        body = typeset(tex, tag == "div")
+    except ValueError as error:
+        raise FormulaError(f"{error}, in the formula {source}", source) from None
     if exprs:
         attrs += f' data-exprs="{html.escape(json.dumps(exprs), quote=True)}"'
     if tag == "div":
         attrs += ' tabindex="0"'
-    return (
-        f'<{tag} class="arithmatex" data-search-exclude{attrs}>{typeset(tex, tag == "div")}</{tag}>'
-    )
+    return f'<{tag} class="arithmatex" data-search-exclude{attrs}>{body}</{tag}>'
 
 
 def strip_macros(tex: str) -> tuple[str, str, list[list[str]]]:

@@ -21,7 +21,9 @@ serving = False
 MATH = re.compile(
     r"\$\$(?P<display>.+?)\$\$|(?<![\\$\w])\$(?P<inline>\S|\S[^$]*?\S)\$(?![\d$])", re.S
 )
-STANDALONE = re.compile(r"<style>\s*\.attention-figure.*?</style>", re.S)  # the page has the colours
+STANDALONE = re.compile(
+    r"<style>\s*\.attention-figure.*?</style>", re.S
+)  # the page has the colours
 CODE = re.compile(r"(<(?:pre|code|script|style)\b.*?</(?:pre|code|script|style)>|<[^>]+>)", re.S)
 
 
@@ -42,6 +44,8 @@ def on_files(files: Any, config: Mapping[str, Any]) -> Any:
     stale = []
     for file in files:
         path = Path(file.abs_src_path or "")
+        if file.is_documentation_page() and not file.src_uri.endswith((".md", ".ipynb")):
+            raise PluginError(f"{file.src_uri}: a page ends in .md, or no test would see it")
         if file.src_uri.endswith(".md") and (why := ledger.why_stale(root, path)):
             stale.append(f"{file.src_uri}: {why}")
         if file.src_uri.endswith(".ipynb"):

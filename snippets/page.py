@@ -31,6 +31,7 @@ FENCE = re.compile(r"(?P<prefix>[ \t>]*)(?P<marks>`{3,}|~{3,})[ \t]*(?P<info>[^\
 WORDS = re.compile(r'(?P<lang>[\w#+.-]*)(?P<options>(?:[ \t]+\w+(?:="[^"]*")?)*)[ \t]*')
 BRACES = re.compile(r"(?P<lang>[\w#+.-]*)[ \t]*\{(?P<attrs>[^\n]*)\}[ \t]*")
 CODE_SPAN = re.compile(r"(?<![`\\])(`+)(?!`)(?P<text>.+?)(?<!`)\1(?!`)", re.S)
+NEWLINES = re.compile(r"[^\n]*\n|[^\n]+")
 ATTRS = re.compile(r"\{:?[ ]*(?P<attrs>[^}\n]*)\}")
 FIGURE = re.compile(r"!\[[^\]\n]*\]\((?P<src>figures/[^)\s]+)\)")
 INCLUDE = re.compile(r"^[ \t]*--8<--", re.M)
@@ -61,6 +62,7 @@ class Fence:
     attrs: dict[str, str]
     source: str
     body: tuple[int, int]
+    marks: str = "```"
     braces: bool = False
 
 
@@ -158,18 +160,20 @@ def parse(path: Path | str, text: str | None = None) -> Page:
     page.fences = list(_fences(page))
     _check_fences(page)
     _join_snippets(page)
-    prose = _blank(page.text, [(f.start, f.end) for f in page.fences])
+    prose = blank(page.text, [(f.start, f.end) for f in page.fences])
     for match in DIRECTIVE.finditer(prose):
         page.problem(
             match.start(),
             f"<!-- {match['word']} --> hides a decision from the reader; write "
             '``` { .python data-notest="the reason" } on the fence instead',
         )
-    prose = _blank(prose, [m.span() for m in COMMENT.finditer(prose)])
+    prose = blank(prose, [m.span() for m in COMMENT.finditer(prose)])
     for match in ITEM_FENCE.finditer(prose):
         page.problem(
             match.start(), "a fence on a list marker's line is not shown as code; indent it below"
         )
+    for match in INCLUDE.finditer(prose):
+        page.problem(match.start(), "only a Python fence may include a file with --8<--")
     for match in BARE_PROMPT.finditer(prose):
         page.problem(match.start(), ">>> outside a fence is never run: put it in ```pycon")
     _find_numbers(page, prose)
@@ -178,7 +182,7 @@ def parse(path: Path | str, text: str | None = None) -> Page:
 
 def _fences(page: Page) -> Iterator[Fence]:
     """Top-level fences by superfences' rules: the closing marks equal the opening ones."""
-    lines = page.text.splitlines(keepends=True)
+    lines = NEWLINES.findall(page.text)
     starts = [0]
     for line in lines:
         starts.append(starts[-1] + len(line))
@@ -220,6 +224,7 @@ def _fences(page: Page) -> Iterator[Fence]:
             attrs=attrs,
             source="".join(body),
             body=(starts[first], starts[i - 1]),
+            marks=marks,
             braces="{" in opening["info"],
         )
 
@@ -234,6 +239,8 @@ def _info(info: str) -> tuple[str, dict[str, str], str | None]:
         lang = match["lang"] or (classes[0] if classes else "")
         if rest.strip("} ") or "{" in match["attrs"]:
             return lang, attrs, f"cannot read the attributes {{{match['attrs']}}}"
+        for name in set(classes[match["lang"] == "" :]) - {"annotate"}:
+            return lang, attrs, f"unknown class {name!r} on a {lang} fence"
     elif match := WORDS.fullmatch(info):
         lang = match["lang"]
         for option in re.findall(r'(\w+)(?:="([^"]*)")?', match["options"]):
@@ -276,7 +283,7 @@ def _check_fences(page: Page) -> None:
 def _join_snippets(page: Page) -> None:
     """Give each Python fence the output fence and the figure that follow it."""
     owned = set()
-    images = list(FIGURE.finditer(_blank(page.text, [(f.start, f.end) for f in page.fences])))
+    images = list(FIGURE.finditer(blank(page.text, [(f.start, f.end) for f in page.fences])))
 
     def follows(end: int, start: int) -> bool:
         return end <= start and not page.text[end:start].strip("> \t\n")
@@ -296,6 +303,10 @@ def _join_snippets(page: Page) -> None:
         page.snippets.append(snippet := Snippet(fence, output, image and image["src"]))
         if snippet.notest and (output or image):
             page.problem(fence.start, "a snippet that is not run has no output and no figure")
+        if snippet.is_listing and (output or image or snippet.raises):
+            page.problem(
+                fence.start, "a listing shows nothing: give the output a snippet of its own"
+            )
         if snippet.raises and not output:
             page.problem(fence.start, "a snippet that raises shows its error in an ```output fence")
     for fence in page.fences:
@@ -319,7 +330,7 @@ def _find_numbers(page: Page, prose: str) -> None:
         if not attrs or "data-expr" not in attrs["attrs"]:
             continue
         pairs = dict(get_attrs_and_remainder(attrs["attrs"] + "}")[0])
-        if not pairs.get("data-expr", "").strip():
+        if not (pairs.get("data-expr") or "").strip() or attrs["attrs"].count('"') % 2:
             page.problem(span.start(), f"cannot read data-expr in {attrs[0]}")
             continue
         spans.append(attrs.span())
@@ -335,7 +346,7 @@ def _find_numbers(page: Page, prose: str) -> None:
                 span.start("text"),
             )
         )
-    prose = _blank(prose, spans)
+    prose = blank(prose, spans)
     for start in (m.start() for m in re.finditer(r"\\py(?![A-Za-z])", prose)):
         try:
             shown, expr, end = py_macro(prose, start)
@@ -347,6 +358,10 @@ def _find_numbers(page: Page, prose: str) -> None:
             Number(start, end, page.line_at(start), shown, expr, at, in_formula=True)
         )
     page.numbers.sort(key=lambda number: number.start)
+    for before, after in itertools.pairwise(list(page.numbers)):
+        if after.start < before.end:
+            page.problem(after.start, "a number inside another: is a brace or a quote left open?")
+            page.numbers.remove(after)
 
 
 def py_macro(text: str, start: int) -> tuple[str, str, int]:
@@ -366,7 +381,7 @@ def py_macro(text: str, start: int) -> tuple[str, str, int]:
     return parts[0], " ".join(parts[1].split()), at
 
 
-def _blank(text: str, spans: list[tuple[int, int]]) -> str:
+def blank(text: str, spans: list[tuple[int, int]]) -> str:
     """`text` with the spans overwritten by spaces, so that offsets and lines stay."""
     for start, end in spans:
         text = text[:start] + re.sub(r"[^\n]", " ", text[start:end]) + text[end:]

@@ -21,7 +21,16 @@ from sybil.document import PythonDocStringDocument
 from . import ledger, render, update
 from .compare import NEAR, SAME, compare_number, compare_output, show, tidy
 from .page import INTERACTIVE, Number, Page, Snippet, parse
-from .run import PromptError, Run, Shown, describe, prompt_wants, run_prompts
+from .run import (
+    PromptError,
+    Run,
+    Shown,
+    describe,
+    fresh_state,
+    output_line,
+    prompt_wants,
+    run_prompts,
+)
 
 Part = Snippet | Number | None  # None: the page-wide check
 
@@ -36,6 +45,7 @@ class Sheet:
     passed: set[int] = field(default_factory=set)
     edits: list[update.Edit] = field(default_factory=list)
     figures: dict[str, str] = field(default_factory=dict)
+    seen: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -47,6 +57,7 @@ class Book:
     pinned: bool
     sheets: list[Sheet] = field(default_factory=list)
     near: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
     docstrings: int = 0
     overhead: float = 0.0
 
@@ -68,23 +79,23 @@ class Book:
     def evaluate(self, example: Example) -> str | None:
         sheet, part = example.parsed
         start = time.perf_counter()
+        message: str | None = "the checker failed"
         try:
             message = self._judge(sheet, part)
         finally:
             self.overhead += time.perf_counter() - start
+            if message and not self.updating:
+                ledger.forget(self.root, sheet.page.path)
         if not message:
             sheet.passed.add(part.start if part else len(sheet.page.text))
             if sheet.passed == sheet.parts and not self.updating:
                 self._enter(sheet)
-        elif not self.updating:
-            ledger.forget(self.root, sheet.page.path)
         return message
 
     def _judge(self, sheet: Sheet, part: Part) -> str | None:
         page, run = sheet.page, sheet.run
         if part is None:
-            found = [(p.line, p.message) for p in page.problems] + render.check(page, self.root)
-            return "\n".join(f"{run.name}:{line}: {text}" for line, text in found) or None
+            return self._judge_page(sheet)
         before = time.perf_counter()
         shown = run[part]
         self.overhead -= time.perf_counter() - before
@@ -95,13 +106,13 @@ class Book:
         if self.updating:
             try:
                 sheet.edits += update.edits_for(page, part, shown)
-            except (TypeError, ValueError) as error:
-                return f"{run.name}:{part.line}: {error}"
+            except Exception as error:
+                return f"{run.name}:{part.line}: {describe(error)}"
             return None
         if isinstance(part, Number):
             return self._judge_number(run, part, shown)
         if part.fence.lang == INTERACTIVE:
-            return self._judge_prompts(run.name, part.line, shown.prompts)
+            return self._judge_prompts(run.name, part.line, part.fence.source, shown.prompts)
         if part.is_listing or part.notest:
             return None
         if part.figure:
@@ -109,20 +120,29 @@ class Book:
         line = page.line_at(part.output.body[0]) if part.output else part.line
         return self.verdict(run.name, line, part.expected, shown.text)
 
+    def _judge_page(self, sheet: Sheet) -> str | None:
+        page, run = sheet.page, sheet.run
+        if not run.shown:
+            run.run()
+        findings, sheet.seen = render.check(page, self.root)
+        found = [(p.line, p.message) for p in page.problems] + [tuple(f) for f in findings]
+        found += [(1, f"the page changes {name} for all others") for name in run.leaks]
+        return "\n".join(f"{run.name}:{line}: {text}" for line, text in sorted(found)) or None
+
     def _judge_number(self, run: Run, number: Number, shown: Shown) -> str | None:
         where = f"{run.name}:{number.line}"
         try:
             verdict = compare_number(number.text, shown.value)
             got = show(number.text, shown.value)
-        except (TypeError, ValueError) as error:
+        except Exception as error:
             return f"{where}: {error}"
         if verdict == SAME or (verdict == NEAR and self._tolerate(where)):
             return None
         return f"{where}: {number.expr}\nExpected: {number.text}\nGot:      {got}"
 
-    def _judge_prompts(self, name: str, line: int, prompts: list[Any]) -> str | None:
+    def _judge_prompts(self, name: str, line: int, source: str, prompts: list[Any]) -> str | None:
         for example, got in prompts:
-            at = line + example.lineno + example.source.count("\n")
+            at = line + output_line(example, source)
             if message := self.verdict(name, at, prompt_wants(example), got):
                 return f"{message}\n>>> {example.source}"
         return None
@@ -166,7 +186,8 @@ class Book:
             snippets=sum(not s.notest for s in page.snippets),
             figures=sheet.figures,
             notest=[[s.line, s.notest] for s in page.snippets if s.notest],
-            **render.summary(page, self.root),
+            pinned=self.pinned,
+            **sheet.seen,
         )
 
     # Sybil's parser for the docstrings of the package
@@ -181,12 +202,14 @@ class Book:
         """A docstring's examples run in a namespace of their own, as pasted into an empty file."""
         self.docstrings += 1
         name = Path(example.path).resolve().relative_to(self.root).as_posix()
+        leaks: list[str] = []
         try:
-            prompts = run_prompts(example.parsed, {"__name__": "__main__"}, "<prompt>")
+            with fresh_state(leaks):
+                prompts = run_prompts(example.parsed, {"__name__": "__main__"})
         except PromptError as error:
             at = example.line + error.example.lineno
-            return f"{name}:{at}: {describe(error.cause)}\n>>> {error.example.source}"
-        return self._judge_prompts(name, example.line, prompts)
+            return f"{name}:{at}: {error}\n>>> {error.example.source}"
+        return self._judge_prompts(name, example.line, example.parsed, prompts)
 
 
 class DocStrings(PythonDocStringDocument):
@@ -205,7 +228,7 @@ def is_pinned(root: Path) -> bool:
         return match[1] if match else default
 
     python = ".".join(platform.python_version_tuple()[:2])
-    torch = ledger._torch_version()
+    torch = ledger.torch_version()
     return (
         sys.platform == "linux"
         and platform.machine() == "x86_64"
@@ -228,6 +251,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     root = config.rootpath.resolve()
+    if config.getoption("--update") and hasattr(config, "workerinput"):
+        raise pytest.UsageError("--update rewrites pages: run it without -n")
     pinned = is_pinned(root) and not config.getoption("--unpinned")
     book = Book(root, config.getoption("--update"), pinned)
     config.stash[BOOK] = book
@@ -253,7 +278,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     book = session.config.stash[BOOK]
     for sheet in book.sheets:
         if sheet.edits:
-            update.write(sheet.page.path, sheet.page.text, sheet.edits)
+            try:
+                update.write(sheet.page.path, sheet.page.text, sheet.edits)
+            except ValueError as error:
+                sheet.edits.clear()
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+                book.refused.append(str(error))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -279,6 +309,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         write(f"not the pinned platform: {len(book.near)} last digits differ by one")
         for where in book.near:
             write(f"near: {where}")
+    for line in book.refused:
+        write(f"not updated: {line}")
     for sheet in ran:
         if sheet.edits:
             write(f"updated: {sheet.run.name}: {len(sheet.edits)} changes")

@@ -10,21 +10,27 @@ import functools
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import markdown
 from bs4 import BeautifulSoup
 from bs4.element import Tag
 from mkdocs.utils.yaml import get_yaml_loader, yaml_load
 
-from .markdown_ext import DECIMALS
-from .page import SHOWN, Page, listing
+from .markdown_ext import DECIMALS, BookPostprocessor, FormulaError
+from .page import Page, blank, listing
 
 Block = tuple[str, str]  # language, text
-NO_NUMBER = re.compile(  # a name or a version, though it looks like a number
-    r"arXiv:\d{4}\.\d{4,5}|doi:\S+|(?:Python|[Tt]orch|PyTorch|CUDA|Triton)\s+\d+\.\d+"
+NO_NUMBER = re.compile(  # an identifier, a version or a place, though it looks like a number
+    r"arXiv[: ]?\d{4}\.\d{4,5}|doi:\S+|(?:[Ss]ection|Table|Figure|§) ?\d+\.\d+"
+    r"|(?:Python|PyTorch|[Tt]orch|NumPy|CUDA|Triton) ?[=<>~]*=? ?\d+\.\d+"
+    r"(?!\d|\s*(?:ms|µs|s|x|×|%|[kMG]i?B|times)\b)"
 )
+BLOCKS = "p, li, td, th, dt, dd, div, h1, h2, h3, h4, h5, h6, blockquote, figcaption, summary, br"
+SMUGGLERS = "script, style, iframe, object, embed, textarea, xmp, listing, plaintext, [hidden]"
+CODE_ATTRS = {"class", "id", "data-expr", "data-cite", "tabindex"}
 
 
 @functools.cache
@@ -36,7 +42,11 @@ def _engine(config: Path) -> markdown.Markdown:
         name, values = next(iter(item.items())) if isinstance(item, dict) else (item, {})
         names.append(name)
         options[name] = values or {}
-    return markdown.Markdown(extensions=[*dict.fromkeys(names)], extension_configs=options)
+    engine = markdown.Markdown(extensions=[*dict.fromkeys(names)], extension_configs=options)
+    book = engine.postprocessors["book"]
+    assert isinstance(book, BookPostprocessor)
+    book.inline_figures = False  # so that each can be counted
+    return engine
 
 
 def render(text: str, root: Path) -> str:
@@ -66,7 +76,7 @@ def shown_blocks(soup: Tag) -> list[Block]:
     """Every block of code in the HTML, with the language that its box names."""
     blocks = []
     for pre in soup.find_all("pre"):
-        if pre.find_parent("td", class_="linenos"):
+        if pre.find_parent("td", class_="linenos") and not pre.get_text().strip("0123456789 \n"):
             continue
         lang = "none"
         for box in [pre, *pre.parents]:
@@ -87,87 +97,120 @@ def shown_numbers(soup: Tag) -> list[tuple[str, str]]:
     return found
 
 
-def check(page: Page, root: Path) -> list[tuple[int, str]]:
-    """(line, message) for each thing that the reader sees and the tests do not, or vice versa."""
+class Finding(NamedTuple):
+    line: int
+    message: str
+
+
+def check(page: Page, root: Path) -> tuple[list[Finding], dict[str, Any]]:
+    """What the reader sees and the tests do not, or vice versa; and what the ledger keeps."""
     try:
-        html = render(page.text, root)
+        soup = BeautifulSoup(render(page.text, root), "html.parser")
+    except FormulaError as error:
+        return [Finding(_line_of(page, error.tex.split("\n")[0]), str(error))], {}
     except Exception as error:
-        literal = re.search(r"in (?:the formula )?'(.*)'", str(error))
-        line = _line_of(page, literal[1].replace("\\\\", "\\") if literal else "")
-        return [(line, f"the page cannot be rendered: {error}")]
-    soup = BeautifulSoup(html, "html.parser")
-    return [
+        return [Finding(1, f"the page cannot be rendered: {type(error).__name__}: {error}")], {}
+    seen = {"blocks": shown_blocks(soup), "numbers": shown_numbers(soup)}
+    findings = [
         *_check_blocks(page, root, soup),
         *_check_numbers(page, soup),
-        *_check_prose(page, root, soup),
+        *_check_figures(page, soup),
+        *_check_tags(page, root, soup),
+        *_check_prose(page, soup),
     ]
+    return findings, seen
 
 
-def _check_blocks(page: Page, root: Path, soup: Tag) -> list[tuple[int, str]]:
+def _check_blocks(page: Page, root: Path, soup: Tag) -> Iterator[Finding]:
     shown, seen = Counter(shown_blocks(soup)), Counter(expected_blocks(page, root))
-    out = []
-    for (lang, text), _ in (shown - seen).items():
+    for lang, text in shown - seen:
         line = _line_of(page, text.split("\n")[0])
-        out.append(
-            (line, f"shown as code ({lang}), but no fence that the tests see:\n{text[:300]}")
+        yield Finding(
+            line, f"shown as code ({lang}), but no fence that the tests see:\n{text[:300]}"
         )
-    for (lang, text), _ in (seen - shown).items():
+    for lang, text in seen - shown:
         fence = next((f for f in page.fences if squeeze(f.source) == text), None)
         line = page.line_at(fence.start) if fence else 1
-        out.append(
-            (line, f"a ```{lang} fence that is not shown as such to the reader:\n{text[:300]}")
+        yield Finding(
+            line, f"a ```{lang} fence that the reader does not see as such:\n{text[:300]}"
         )
-    runs = sum(snippet.notest is not None for snippet in page.snippets)
-    if runs != len(soup.select("[data-notest]")):
-        out.append((1, "a data-notest mark does not reach the reader"))
-    return out
+    if sum(s.notest is not None for s in page.snippets) != len(soup.select("[data-notest]")):
+        yield Finding(1, "a data-notest mark does not reach the reader")
 
 
-def _check_numbers(page: Page, soup: Tag) -> list[tuple[int, str]]:
+def _check_numbers(page: Page, soup: Tag) -> Iterator[Finding]:
     shown = Counter((text, " ".join(expr.split())) for text, expr in shown_numbers(soup))
     seen = Counter((n.text, " ".join(n.expr.split())) for n in page.numbers)
-    out = []
     for text, expr in shown - seen:
-        out.append(
-            (_line_of(page, expr), f"{text!r} is shown with {expr!r}, which the tests do not see")
-        )
+        line = _line_of(page, expr)
+        yield Finding(line, f"{text!r} is shown with {expr!r}, which the tests do not see")
     for text, expr in seen - shown:
-        line = next((n.line for n in page.numbers if n.text == text), 1)
-        out.append(
-            (line, f"{text!r} with the expression {expr!r} does not reach the reader as such")
+        line = next((n.line for n in page.numbers if (n.text, n.expr) == (text, expr)), 1)
+        yield Finding(
+            line,
+            f"{text!r} with the expression {expr!r} does not reach the reader as such "
+            "(does Markdown read a * or _ in it as emphasis?)",
         )
-    return out
 
 
-def _check_prose(page: Page, root: Path, soup: Tag) -> list[tuple[int, str]]:
-    out = []
+def _check_figures(page: Page, soup: Tag) -> Iterator[Finding]:
+    shown = Counter(
+        str(image["src"]) for image in soup.find_all("img", src=True) if "figures/" in image["src"]
+    )
+    drawn = Counter(snippet.figure for snippet in page.snippets if snippet.figure)
+    for src in shown - drawn:
+        yield Finding(_line_of(page, src), f"no snippet directly above draws {src}")
+    for src in drawn - shown:
+        yield Finding(_line_of(page, str(src)), f"{src} is drawn, but not shown")
+    for image in soup.select("img, svg:not(.arithmatex svg, [aria-hidden])"):
+        if not str(image.get("alt") or image.get("aria-label") or "").strip(" ."):
+            yield Finding(
+                _line_of(page, str(image.get("src", "<svg"))), "an image without alt text"
+            )
+
+
+def _check_tags(page: Page, root: Path, soup: Tag) -> Iterator[Finding]:
+    """HTML that would hide something from the other checks."""
     keys = bibliography(root)
     for cited in soup.select("[data-cite]"):
         if (key := str(cited["data-cite"])) not in keys:
-            out.append((_line_of(page, key), f"data-cite={key!r} is not in docs/bibliography.md"))
-    for image in soup.select("img, svg:not(.arithmatex svg)"):
-        if not str(image.get("alt") or image.get("aria-label") or "").strip(" ."):
-            out.append((_line_of(page, str(image.get("src", ""))), "an image without alt text"))
+            yield Finding(_line_of(page, key), f"data-cite={key!r} is not in docs/bibliography.md")
+    for tag in soup.select(SMUGGLERS):
+        yield Finding(
+            _line_of(page, f"<{tag.name}"), f"<{tag.name}> hides what it shows from the tests"
+        )
+    for tag in soup.select(".arithmatex, [data-exprs]"):
+        if not tag.select(".katex"):
+            yield Finding(_line_of(page, "arithmatex"), "HTML that poses as a formula")
+    for code in soup.select("code:not(pre code)"):
+        for name in code.attrs.keys() - CODE_ATTRS:
+            yield Finding(_line_of(page, name), f"unknown attribute {name!r} on a piece of code")
+
+
+def _check_prose(page: Page, soup: Tag) -> Iterator[Finding]:
     texts = [str(tag[name]) for name in ("alt", "title") for tag in soup.select(f"[{name}]")]
     for gone in soup.select("pre, svg, .arithmatex, [data-expr], [data-cite], script, style"):
         gone.replace_with(" ")
-    texts.append(prose := soup.get_text(" "))
+    for block in soup.select(BLOCKS):
+        block.append("\n")
+    texts.append(re.sub("[\N{ZERO WIDTH SPACE}\N{SOFT HYPHEN}]", "", soup.get_text()))
+    for text in texts:
+        for match in DECIMALS.finditer(NO_NUMBER.sub(" ", text)):
+            yield Finding(
+                _line_of_decimal(page, match[0]),
+                f'{match[0]} has no source: write `{match[0]}`{{data-expr="…"}}, '
+                "or cite it with data-cite",
+            )
     for code in soup.find_all("code"):
         code.replace_with(" ")
-    for match in re.finditer(r"(?:`{3,}|~{3,})[^\n]*", soup.get_text(" ")):
-        out.append((_line_of(page, match[0]), f"a fence that is shown as text: {match[0]!r}"))
-    for match in re.finditer(r"^\s*>>> .*", prose, re.M):
-        out.append((_line_of(page, match[0].strip()), ">>> outside a fence is never run"))
-    for text in texts:
-        for match in DECIMALS.finditer(NO_NUMBER.sub("", text)):
-            out.append(
-                (
-                    _line_of(page, match[0], prose_only=True),
-                    f'{match[0]} has no source: write `{match[0]}`{{data-expr="…"}}, '
-                    "or cite it with data-cite",
-                )
-            )
-    return out
+    prose = soup.get_text()
+    for match in re.finditer(r"(?:^|\s)(`{3,}[^\n]*|~{3,}\w[^\n]*)", prose):
+        yield Finding(_line_of(page, match[1]), f"a fence that is shown as text: {match[1]!r}")
+    for match in re.finditer(
+        r"\{:?[^{}]*(?:=[\"'\u201c\u2018]|data-expr|data-cite)[^{}]*\}", prose
+    ):
+        line = _line_of(page, match[0].split("\n")[0])
+        yield Finding(line, f"attributes that are shown as text: {match[0]!r}")
 
 
 def bibliography(root: Path) -> set[str]:
@@ -176,22 +219,22 @@ def bibliography(root: Path) -> set[str]:
     return set(re.findall(r"\{\s*#([\w-]+)", path.read_text("utf-8"))) if path.exists() else set()
 
 
-def _line_of(page: Page, literal: str, *, prose_only: bool = False) -> int:
-    text = page.text
-    if prose_only:
-        for fence in page.fences:
-            blank = re.sub(r"[^\n]", " ", text[fence.start : fence.end])
-            text = text[: fence.start] + blank + text[fence.end :]
-        for number in page.numbers:
-            text = text[: number.start] + " " * (number.end - number.start) + text[number.end :]
-    at = text.find(literal) if literal else -1
-    return page.line_at(at) if at >= 0 else 1
+def _line_of(page: Page, literal: str) -> int:
+    """The first line outside fences that holds `literal`, else the first line that does, else 1."""
+    for text in (_outside_fences(page), page.text):
+        if literal and (at := text.find(literal)) >= 0:
+            return page.line_at(at)
+    return 1
 
 
-def summary(page: Page, root: Path) -> dict[str, Any]:
-    """What the ledger keeps of a page for the gate: its blocks and its numbers."""
-    return {
-        "blocks": sorted(map(list, expected_blocks(page, root))),
-        "numbers": sorted([n.text, " ".join(n.expr.split())] for n in page.numbers),
-        "never_run": sorted({f.lang for f in page.fences} & SHOWN),
-    }
+def _line_of_decimal(page: Page, decimal: str) -> int:
+    """The line of a number that no number with an expression and no link's address holds."""
+    spans = [(number.start, number.end) for number in page.numbers]
+    text = blank(_outside_fences(page), spans)
+    text = re.sub(r"\]\([^)\n]*\)", lambda link: " " * len(link[0]), text)
+    at = next((m.start() for m in DECIMALS.finditer(text) if m[0] == decimal), None)
+    return _line_of(page, decimal) if at is None else page.line_at(at)
+
+
+def _outside_fences(page: Page) -> str:
+    return blank(page.text, [(fence.start, fence.end) for fence in page.fences])

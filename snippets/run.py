@@ -8,21 +8,27 @@ runs whole, once, when any of its examples is first asked for: so examples may r
 import ast
 import contextlib
 import doctest
+import gc
 import importlib
 import inspect
 import io
 import linecache
+import os
 import random
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .page import INTERACTIVE, Number, Page, Snippet, listing
 
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+SOURCE = "<snippet>"  # the file of what was parsed, whose lines count from its own first
 PENDING = object()
 TRACEBACK = "Traceback (most recent call last):\n    ...\n"
 
@@ -45,8 +51,10 @@ class Run:
     def __init__(self, page: Page, root: Path) -> None:
         self.page, self.root = page, root
         self.shown: dict[int, Shown] = {}
-        self.namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
+        self.module = types.ModuleType("__main__")  # pickle and typing look names up in it
+        self.namespace = self.module.__dict__
         self.figures: dict[str, str] = {}
+        self.leaks: list[str] = []
         self.seconds = 0.0
         self._broken: str | None = None
         name = page.path.resolve()
@@ -54,70 +62,81 @@ class Run:
 
     def __getitem__(self, part: Snippet | Number) -> Shown:
         if not self.shown:
-            code = "".join(snippet.fence.source for snippet in self.page.snippets)
-            if "torch" in code or "attention" in code:  # before the clock starts
-                with contextlib.suppress(ImportError):
-                    import torch  # noqa: F401
-            with fresh_state():
-                start = time.perf_counter()
-                self._run_page()
-                self.seconds = time.perf_counter() - start
+            self.run()
         return self.shown[part.start]
 
-    def _run_page(self) -> None:
+    def run(self) -> None:
+        """Run the whole page, once."""
+        code = "".join(snippet.fence.source for snippet in self.page.snippets)
+        if "torch" in code or "attention" in code:  # before the clock starts
+            with contextlib.suppress(ImportError):
+                import torch  # noqa: F401
         linecache.checkcache(str(self.page.path))
+        with fresh_state(self.leaks), _as_main(self.module):
+            start = time.perf_counter()
+            self._run_page()
+            self.seconds = time.perf_counter() - start
+
+    def _run_page(self) -> None:
         late: list[Number] = []
         parts: list[Snippet | Number] = [*self.page.snippets, *self.page.numbers]
         for part in sorted(parts, key=lambda part: part.start):
-            if self._broken:
-                self.shown[part.start] = Shown(skipped=self._broken)
-            elif isinstance(part, Number):
-                self.shown[part.start] = shown = self._number(part, may_wait=True)
-                if shown.value is PENDING:
-                    late.append(part)
-            else:
-                start = time.perf_counter()
-                self.shown[part.start] = shown = self._snippet(part)
-                shown.seconds = time.perf_counter() - start
+            self.shown[part.start] = shown = self._run_part(part)
+            if isinstance(part, Number) and shown.value is PENDING:
+                late.append(part)
         for number in late:
-            if self._broken:
-                self.shown[number.start] = Shown(skipped=self._broken)
-            else:
-                self.shown[number.start] = self._number(number, may_wait=False)
+            self.shown[number.start] = self._run_part(number, may_wait=False)
+
+    def _run_part(self, part: Snippet | Number, *, may_wait: bool = True) -> Shown:
+        """Whatever happens in a part, it ends in a message that points at the part."""
+        if self._broken:
+            return Shown(skipped=self._broken)
+        start = time.perf_counter()
+        try:
+            if isinstance(part, Number):
+                return self._number(part, may_wait=may_wait)
+            with no_loose_ends():
+                shown = self._snippet(part)
+            shown.seconds = time.perf_counter() - start
+            return shown
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            return self._fail(part, error)
 
     def _number(self, number: Number, *, may_wait: bool) -> Shown:
         where = f"{self.name}:{number.line}"
         try:
-            return Shown(value=eval(number.expr, self.namespace))
+            return Shown(value=eval(number.expr, dict(self.namespace)))  # it may bind no name
         except NameError as error:
             if may_wait:
                 return Shown(value=PENDING)
             return Shown(error=f"{where}: {number.expr!r}: {error}, here or at the end of the page")
-        except Exception as error:
-            return Shown(error=f"{where}: {number.expr!r} raised {type(error).__name__}: {error}")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            return Shown(error=f"{where}: {number.expr!r} raised {describe(error)}")
 
     def _snippet(self, snippet: Snippet) -> Shown:
         if snippet.notest:
             return Shown()
         if snippet.fence.lang == INTERACTIVE:
-            return self._prompts(snippet)
+            return Shown(prompts=run_prompts(snippet.fence.source, self.namespace))
         if snippet.is_listing:
             return self._listing(snippet)
-        printed, value = io.StringIO(), None
-        try:
-            with contextlib.redirect_stdout(printed):
+        value = None
+        with capture() as printed:
+            try:
                 value = self._execute(snippet)
-                if value is not None and not snippet.figure:
-                    print(repr(value))
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            if snippet.raises and snippet.raises in {t.__name__ for t in type(error).__mro__[:-2]}:
+            except Exception as error:
+                if snippet.raises not in {t.__name__ for t in type(error).__mro__[:-2]}:
+                    raise
                 return Shown(text=printed.getvalue() + describe(error) + "\n")
-            return self._fail(snippet, error)
+            if value is not None and not snippet.figure:
+                printed.write(repr(value) + "\n")
         shown = Shown(text=printed.getvalue(), value=value)
         where = f"{self.name}:{snippet.line}"
-        draws = hasattr(value, "_repr_svg_")
+        draws = hasattr(type(value), "_repr_svg_")
         if snippet.raises:
             shown.error = f"{where}: expected {snippet.raises}, but nothing was raised"
         elif snippet.figure and not draws:
@@ -125,12 +144,17 @@ class Run:
         elif draws and not snippet.figure:
             shown.error = f"{where}: the last value draws itself, but no ![…](figures/…svg) follows"
         elif snippet.figure:
-            self.figures[snippet.figure] = value._repr_svg_()
+            self.figures[snippet.figure] = str(value._repr_svg_())
         return shown
 
     def _execute(self, snippet: Snippet) -> Any:
         """Run all but a last expression, whose value is returned."""
-        tree = self._parse(snippet.fence.source, snippet)
+        tree = ast.parse(snippet.fence.source, SOURCE)
+        ast.increment_lineno(tree, snippet.line - 1)
+        for node in ast.walk(tree):  # so that carets stand under the page's own line
+            if isinstance(node, (ast.expr, ast.stmt)):
+                node.col_offset += len(snippet.fence.prefix)
+                node.end_col_offset = (node.end_col_offset or 0) + len(snippet.fence.prefix)
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
         path = str(self.page.path)
         exec(compile(tree, path, "exec"), self.namespace)
@@ -138,88 +162,130 @@ class Run:
             return eval(compile(ast.Expression(last.value), path, "eval"), self.namespace)
         return None
 
-    def _parse(self, source: str, snippet: Snippet) -> ast.Module:
-        tree = ast.parse(source, str(self.page.path))  # a syntax error counts lines in the snippet
-        ast.increment_lineno(tree, snippet.line - 1)
-        for node in ast.walk(tree):  # so that carets stand under the page's own line
-            if isinstance(node, (ast.expr, ast.stmt)):
-                node.col_offset += len(snippet.fence.prefix)
-                node.end_col_offset = (node.end_col_offset or 0) + len(snippet.fence.prefix)
-        return tree
-
-    def _prompts(self, snippet: Snippet) -> Shown:
-        try:
-            return Shown(prompts=run_prompts(snippet.fence.source, self.namespace, "<prompt>"))
-        except PromptError as error:
-            line = snippet.line + error.example.lineno
-            message = f"{self.name}:{line}: {describe(error.cause)}\n>>> {error.example.source}"
-            return self._broken_by(snippet, message)
-
     def _listing(self, snippet: Snippet) -> Shown:
         """A section of the package counts as run: the page's names become the package's objects."""
-        where = f"{self.name}:{snippet.line}"
-        try:
-            source = listing(snippet.fence.source, self.root)
-            path = self.root / snippet.fence.source.split('"')[1].split(":")[0]
-            module = importlib.import_module(
-                ".".join(path.relative_to(self.root).with_suffix("").parts)
-            )
-        except (LookupError, ImportError, ValueError) as error:
-            return self._broken_by(snippet, f"{where}: {error}")
-        text = inspect.getsource(module)
-        names = [n for n in ast.parse(source).body if hasattr(n, "name")]
-        if source.strip() not in inspect.cleandoc(text) or not names:
-            return self._broken_by(
-                snippet, f"{where}: defines nothing of {module.__name__}, or not as imported"
-            )
-        for node in names:
-            self.namespace[node.name] = getattr(module, node.name)
+        source = listing(snippet.fence.source, self.root)
+        path = Path(snippet.fence.source.split('"')[1].split(":")[0])
+        module = importlib.import_module(".".join(path.with_suffix("").parts))
+        names = [node.name for node in ast.parse(source).body if isinstance(node, DEFINITIONS)]
+        if not names:
+            raise LookupError(f"{snippet.fence.source.strip()} defines no function and no class")
+        for name in names:
+            self.namespace[name] = thing = getattr(module, name)
+            if inspect.getsource(thing).strip() not in source:
+                raise LookupError(f"{name} of {module.__name__} is not what this section shows")
         return Shown(value=source)
 
-    def _fail(self, snippet: Snippet, error: BaseException) -> Shown:
-        frames = traceback.TracebackException.from_exception(error)
+    def _fail(self, part: Snippet | Number, error: BaseException) -> Shown:
+        """The message for a part that raised: its own line, and the traceback from there on."""
+        line, report = part.line, describe(error)
         path = str(self.page.path)
+        frames = traceback.TracebackException.from_exception(error)
         inside = [i for i, frame in enumerate(frames.stack) if frame.filename == path]
-        line = frames.stack[inside[-1]].lineno if inside else snippet.line
-        if isinstance(error, SyntaxError):
-            line = snippet.line - 1 + (error.lineno or 1)
-            report = f"{describe(error)}\n    {(error.text or '').rstrip()}"
-        else:
-            frames.stack = traceback.StackSummary.from_list(
-                frames.stack[inside[0] :] if inside else []
-            )
+        if isinstance(error, PromptError):
+            line += error.example.lineno
+            report = f"{describe(error.cause)}\n>>> {error.example.source}"
+        elif isinstance(error, SyntaxError) and error.filename in (SOURCE, path):
+            line = (error.lineno or 1) + (part.line - 1 if error.filename == SOURCE else 0)
+            report += f"\n    {(error.text or '').rstrip()}"
+        elif inside:
+            line = frames.stack[inside[-1]].lineno or line
+            frames.stack = traceback.StackSummary.from_list(frames.stack[inside[0] :])
             report = "".join(frames.format())
-        return self._broken_by(snippet, f"{self.name}:{line}: {type(error).__name__}\n{report}")
+        self._broken = f"the snippet at line {part.line} of this page failed"
+        return Shown(error=f"{self.name}:{line}: {type(error).__name__}\n{report}")
 
-    def _broken_by(self, snippet: Snippet, message: str) -> Shown:
-        self._broken = f"the snippet at line {snippet.line} of this page failed"
-        return Shown(error=message)
+
+@contextlib.contextmanager
+def capture() -> Iterator[io.StringIO]:
+    """What is printed, to either stream, as a notebook shows it."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        yield printed
+        if sys.stdout is not printed:
+            raise RuntimeError("the snippet put something else in the place of sys.stdout")
+
+
+@contextlib.contextmanager
+def no_loose_ends() -> Iterator[None]:
+    """Errors that Python would only mention (in a thread, in a destructor) count as raised."""
+    seen: list[BaseException | None] = []
+    hooks = sys.unraisablehook, threading.excepthook
+    sys.unraisablehook = lambda what: seen.append(what.exc_value)
+    threading.excepthook = lambda what: seen.append(what.exc_value)
+    try:
+        yield
+        gc.collect(0)
+    finally:
+        sys.unraisablehook, threading.excepthook = hooks
+    for error in seen:
+        if error is not None:
+            raise error
+
+
+@contextlib.contextmanager
+def _as_main(module: types.ModuleType) -> Iterator[None]:
+    was = sys.modules["__main__"]
+    sys.modules["__main__"] = module
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = was
 
 
 class PromptError(Exception):
-    """An interactive example raised what it does not show."""
+    """An interactive example raised what it does not show, or cannot be read."""
 
-    def __init__(self, example: doctest.Example, cause: Exception) -> None:
+    def __init__(self, example: doctest.Example, cause: BaseException) -> None:
+        super().__init__(describe(cause))
         self.example, self.cause = example, cause
 
 
-def run_prompts(
-    source: str, namespace: dict[str, Any], path: str
-) -> list[tuple[doctest.Example, str]]:
+def run_prompts(source: str, namespace: dict[str, Any]) -> list[tuple[doctest.Example, str]]:
     """Each `>>>` example of `source` with what it gave, as a doctest writes it."""
-    results = []
-    for example in doctest.DocTestParser().get_examples(source):
-        printed = io.StringIO()
-        try:
-            with contextlib.redirect_stdout(printed):
-                exec(compile(example.source, path, "single"), namespace)
-            got = printed.getvalue()
-        except Exception as error:
-            if not example.exc_msg:
-                raise PromptError(example, error) from error
-            got = f"{printed.getvalue()}{TRACEBACK}{describe(error)}\n"
-        results.append((example, got))
+    results, line = [], 0
+    for piece in doctest.DocTestParser().parse(source):
+        if isinstance(piece, str):
+            if piece.strip():
+                line += piece[: -len(piece.lstrip())].count("\n")
+                stray = doctest.Example(piece.strip(), "", lineno=line)
+                raise PromptError(stray, ValueError("text that is neither input nor its output"))
+            line += piece.count("\n")
+            continue
+        line = piece.lineno + piece.source.count("\n") + piece.want.count("\n")
+        if piece.exc_msg and piece.want != f"{TRACEBACK}{piece.exc_msg}":
+            raise PromptError(
+                piece, ValueError(f"write a traceback as {TRACEBACK!r} and its message")
+            )
+        with capture() as printed:
+            was, sys.displayhook = sys.displayhook, _show_in(printed)
+            try:
+                exec(compile(piece.source, SOURCE, "single"), namespace)
+                got = printed.getvalue()
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                if not piece.exc_msg or not isinstance(error, Exception):
+                    raise PromptError(piece, error) from error
+                got = f"{printed.getvalue()}{TRACEBACK}{describe(error)}\n"
+            finally:
+                sys.displayhook = was
+        results.append((piece, got))
     return results
+
+
+def _show_in(printed: io.StringIO) -> Callable[[Any], None]:
+    """What Python's prompt does with a value, without leaving it in `builtins._`."""
+    return lambda value: None if value is None else print(repr(value), file=printed)
+
+
+def output_line(example: doctest.Example, source: str) -> int:
+    """The line of `source`, from 0, on which the output of `example` stands or would stand."""
+    lines = source.split("\n")
+    at = example.lineno + example.source.count("\n")
+    while at < len(lines) and lines[at].strip() == "...":
+        at += 1
+    return at
 
 
 def prompt_wants(example: doctest.Example) -> str:
@@ -235,23 +301,63 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
+MISSING = object()
+WATCHED = ("builtins", "math", "torch", "torch.nn.functional", "attention")
+
+
 @contextlib.contextmanager
-def fresh_state() -> Iterator[None]:
+def fresh_state(leaks: list[str]) -> Iterator[None]:
     """What a page changes outside its namespace starts fresh and does not outlive the page.
 
     Randomness starts from a seed that nobody knows, so that an unseeded page cannot pass twice.
+    Names that the page changed in other modules are put back and named in `leaks`.
     """
     python = random.getstate()
-    random.seed()
     with contextlib.ExitStack() as stack:
         stack.callback(random.setstate, python)
+        stack.callback(os.chdir, os.getcwd())
+        stack.callback(sys.path.__setitem__, slice(None), list(sys.path))
+        stack.callback(_restore, os.environ, dict(os.environ))
+        random.seed()
         if numpy := sys.modules.get("numpy"):
             stack.callback(numpy.random.set_state, numpy.random.get_state())
+            stack.callback(numpy.set_printoptions, **numpy.get_printoptions())
+            stack.callback(numpy.seterr, **numpy.geterr())
             numpy.random.seed()
         if torch := sys.modules.get("torch"):
             stack.callback(torch.set_rng_state, torch.get_rng_state())
+            stack.callback(torch.set_default_device, None)
             stack.callback(torch.set_default_dtype, torch.get_default_dtype())
             stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            stack.callback(torch.set_float32_matmul_precision, "highest")
+            stack.callback(torch.use_deterministic_algorithms, False)
+            stack.callback(torch.autograd.set_detect_anomaly, False)
             stack.callback(torch.set_printoptions, profile="default")
             torch.seed()
+        stack.callback(_put_back, _snapshot(), leaks)
         yield
+
+
+def _restore(mapping: Any, was: dict[str, str]) -> None:
+    if dict(mapping) != was:
+        mapping.clear()
+        mapping.update(was)
+
+
+def _snapshot() -> dict[str, dict[str, Any]]:
+    loaded = [name for name in sys.modules if name in WATCHED or name.startswith("attention.")]
+    return {name: dict(vars(sys.modules[name])) for name in loaded}
+
+
+def _put_back(was: dict[str, dict[str, Any]], leaks: list[str]) -> None:
+    for module, names in was.items():
+        now = vars(sys.modules[module])
+        for name, value in names.items():
+            if now.get(name, MISSING) is not value and not name.startswith("_"):
+                now[name] = value
+                leaks.append(f"{module}.{name}")
+        if module == "builtins":
+            for name in now.keys() - names.keys() - {"_"}:
+                del now[name]
+                leaks.append(f"builtins.{name}")

@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 from .compare import show, tidy
-from .page import Number, Page, Snippet
-from .run import Shown, prompt_wants
+from .page import NEWLINES, Number, Page, Snippet
+from .run import Shown, output_line, prompt_wants
 
 Edit = tuple[int, int, str]
 
@@ -18,6 +18,8 @@ def edits_for(page: Page, part: Snippet | Number, shown: Shown) -> list[Edit]:
     """The changes that make `part` say what `shown` says."""
     if isinstance(part, Number):
         new = show(part.text, shown.value)
+        if set("`\n|") & set(new):
+            raise ValueError(f"{new!r} cannot be written in a line of Markdown")
         return (
             [(part.text_start, part.text_start + len(part.text), new)] if new != part.text else []
         )
@@ -29,24 +31,34 @@ def edits_for(page: Page, part: Snippet | Number, shown: Shown) -> list[Edit]:
     if not got:
         return [(part.fence.end, part.end, "")]
     lines = "".join(_indent(line, prefix) for line in got.split("\n"))
-    if part.output and "```" not in got:
+    marks = _marks(part.output.marks if part.output else "```", got)
+    if part.output and part.output.marks == marks:
         return [(*part.output.body, lines)]
-    marks = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", got)), default=0))
-    fence = f"\n{prefix}{marks}output\n{lines}{prefix}{marks}"
-    return [(part.fence.end, part.end, fence)]
+    if part.output:
+        info = page.text[part.output.start : part.output.body[0]].lstrip(part.output.marks[0])
+        return [(part.output.start, part.end, f"{marks}{info}{lines}{prefix}{marks}")]
+    return [(part.fence.end, part.end, f"\n{prefix}{marks}output\n{lines}{prefix}{marks}")]
+
+
+def _marks(marks: str, text: str) -> str:
+    """Marks of a fence that can hold `text`: longer than any run of them that it begins with."""
+    runs = re.findall(rf"^[ ]*({marks[0]}{{3,}})", text, re.M)
+    longest = max((len(run) for run in runs), default=0)
+    return marks if longest < len(marks) else marks[0] * (longest + 1)
 
 
 def _prompt_edits(page: Page, part: Snippet, shown: Shown) -> list[Edit]:
     edits = []
     start = part.fence.body[0]
-    lines = page.text[start : part.fence.body[1]].splitlines(keepends=True)
     offsets = [start]
-    for line in lines:
+    for line in NEWLINES.findall(page.text[start : part.fence.body[1]]):
         offsets.append(offsets[-1] + len(line))
     for example, got in shown.prompts:
         if tidy(got) == tidy(prompt_wants(example)):
             continue
-        first = example.lineno + example.source.count("\n")
+        if re.search(r"^(?:>>> |\.\.\.(?: |$)|`{3}|~{3})", got, re.M):
+            raise ValueError(f"a >>> block cannot show the output of {example.source.strip()!r}")
+        first = output_line(example, part.fence.source)
         last = first + example.want.count("\n")
         prefix = part.fence.prefix + " " * example.indent
         written = re.sub(r"^$", "<BLANKLINE>", tidy(got), flags=re.M) if tidy(got) else ""
@@ -66,10 +78,18 @@ def apply(text: str, edits: list[Edit]) -> str:
 
 
 def write(path: Path, text: str, edits: list[Edit]) -> bool:
-    """Write the page with its edits; line ends stay as they were. False where nothing changed."""
+    """Write the page with its edits; line ends stay as they were. False where nothing changed.
+
+    Raises ValueError if the page is no longer `text`: somebody has saved it meanwhile.
+    """
     new = apply(text, edits)
     if new == text:
         return False
-    crlf = b"\r\n" in path.read_bytes()
+    if path.read_text("utf-8") != text:
+        raise ValueError(f"{path.name} was changed while its code ran, so it is left alone")
+    raw = path.read_bytes()
+    crlf = raw.count(b"\r\n")
+    if crlf not in (0, raw.count(b"\n")):
+        raise ValueError(f"{path.name} has line ends of two kinds, so it is left alone")
     path.write_text(new, "utf-8", newline="\r\n" if crlf else "\n")
     return True

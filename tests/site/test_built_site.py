@@ -44,7 +44,7 @@ def test_the_site_shows_what_the_tests_saw(site: Path) -> None:
         ("0.9544", "0.9545", "shown, but not seen"),
         ("<pre>", "<pre>x = 1\n", "shown, but not seen"),
         ("</article>", "<pre>planted</pre></article>", "shown, but not seen"),
-        (r'<code data-expr="[^"]*">[^<]*</code>', "1", "checked, but not shown"),
+        (r'<code data-expr="[^"]*">[^<]*</code>', "1", "seen by the tests, but not shown"),
         (r'<div class="language-output.*?</div>', "", "not shown"),
     ],
 )
@@ -59,6 +59,30 @@ def test_the_gate_sees_a_change_of_the_built_page(
     (tmp_path / "site" / page).write_text(changed, "utf-8")
     found = gate.check_site(tmp_path / "site", ROOT)
     assert any("similarity.md" in line and complaint in line for line in found), found
+
+
+def test_the_gate_sees_blocks_that_change_places(site: Path, tmp_path: Path) -> None:
+    page = "foundations/similarity/index.html"
+    shutil.copytree(site, tmp_path / "site")
+    html = (site / page).read_text("utf-8")
+    outputs = re.findall(r'<div class="language-output.*?</div>', html, re.S)
+    one, two = outputs[1], outputs[2]
+    html = html.replace(one, "<swap>").replace(two, one).replace("<swap>", two)
+    (tmp_path / "site" / page).write_text(html, "utf-8")
+    assert gate.check_site(tmp_path / "site", ROOT) == [
+        "docs/foundations/similarity.md: the blocks stand in another order than the tests saw"
+    ]
+
+
+def test_the_gate_refuses_a_page_that_the_ledger_does_not_speak_for(
+    site: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/index.md").write_text("# T\n")
+    assert gate.check_site(site, tmp_path)[0] == "docs/index.md: was never run"
+    assert gate.check_site(site, tmp_path / "nowhere") == [
+        "there is no book here: run this where docs/ is"
+    ]
 
 
 def test_the_gate_sees_code_on_a_page_that_nobody_ran(site: Path, tmp_path: Path) -> None:
