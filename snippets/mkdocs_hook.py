@@ -18,6 +18,7 @@ from snippets.katex import typeset
 
 log = logging.getLogger("mkdocs.plugins.book")
 serving = False
+NO_CHAPTERS = {"Labs", "Back matter"}
 MATH = re.compile(
     r"\$\$(?P<display>.+?)\$\$|(?<![\\$\w])\$(?P<inline>\S|\S[^$]*?\S)\$(?![\d$])", re.S
 )
@@ -77,6 +78,14 @@ def _formula(match: re.Match[str]) -> str:
     tex = html.unescape(match["display"] or match["inline"]).strip()
     body = typeset(tex, bool(match["display"]))
     return f'<span class="arithmatex" data-search-exclude>{body}</span>'
+
+
+def on_page_context(context: Any, page: Any, config: Any, nav: Any) -> Any:
+    """A chapter's number is its place in the navigation: parts come before labs and back matter."""
+    parts = [item for item in nav.items if item.is_section]
+    pages = [page for part in parts if part.title not in NO_CHAPTERS for page in part.children]
+    context["chapter"] = pages.index(page) + 1 if page in pages else None
+    return context
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:

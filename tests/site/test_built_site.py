@@ -148,6 +148,14 @@ def test_figures_are_drawings_with_a_text_alternative(site: Path) -> None:
         assert all(len(str(figure["aria-label"])) > 60 for figure in figures)
 
 
+def test_chapters_are_numbered_by_their_place_in_the_navigation(site: Path) -> None:
+    for number, name in enumerate(("similarity", "softmax"), start=1):
+        html = (site / f"foundations/{name}/index.html").read_text("utf-8")
+        label = BeautifulSoup(html, "html.parser").select_one("article .chapter")
+        assert label is not None
+        assert label.get_text() == f"Chapter {number}"
+
+
 def test_every_page_ends_in_a_link_that_reports_an_error(site: Path) -> None:
     for path in PAGES:
         soup = BeautifulSoup(
