@@ -5,6 +5,7 @@ whose name carries a hash of all that it depends on; a failing cell leaves no co
 """
 
 import os
+import re
 from pathlib import Path
 
 import nbformat
@@ -43,7 +44,8 @@ def executed(root: Path, notebook: Path) -> Path:
     try:
         client.execute()
     except CellExecutionError as error:
-        raise LabError(f"{notebook.relative_to(root)}: a cell failed\n{error}") from None
+        report = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # without a terminal's colours
+        raise LabError(f"{notebook.relative_to(root)}: a cell failed\n{report}") from None
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_suffix(f".{os.getpid()}")  # another process may read the target now
     nbformat.write(book, draft)

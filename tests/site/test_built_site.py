@@ -170,15 +170,38 @@ def test_the_readmes_picture_is_what_chapter_1_draws(site: Path) -> None:
     assert picture.PICTURE.read_text("utf-8") == picture.DRAWN.read_text("utf-8"), "make picture"
 
 
-def test_a_stale_page_stops_the_build_and_names_the_command(tmp_path: Path) -> None:
+NOTEBOOK = """{"cells": [{"cell_type": "code", "id": "a", "metadata": {}, "outputs": [],
+"execution_count": null, "source": "%s"}], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}"""
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """What a build needs, without a ledger, and a lab of one cell."""
     for name in ("docs", "snippets", "overrides", "attention"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("mkdocs.yml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "docs/labs/first-notebook.ipynb").write_text(
-        '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
-    )
-    result = mkdocs("build", "--strict", cwd=tmp_path)
+    (tmp_path / "docs/labs/first-notebook.ipynb").write_text(NOTEBOOK % "1 + 1")
+    return tmp_path
+
+
+def test_a_stale_page_stops_the_build_and_names_the_command(copy: Path) -> None:
+    result = mkdocs("build", "--strict", cwd=copy)
     assert result.returncode != 0
     assert "foundations/similarity.md: was never run" in result.stderr
     assert "Run `pytest docs` first" in result.stderr
+
+
+def test_a_failing_cell_of_a_lab_stops_the_build(copy: Path) -> None:
+    (copy / "docs/labs/first-notebook.ipynb").write_text(NOTEBOOK % "1 / 0")
+    result = mkdocs("build", "--strict", cwd=copy)
+    assert result.returncode != 0
+    assert "docs/labs/first-notebook.ipynb: a cell failed" in result.stderr
+    assert "ZeroDivisionError: division by zero" in result.stderr
+
+
+def test_a_page_that_no_test_would_see_stops_the_build(copy: Path) -> None:
+    (copy / "docs/extra.markdown").write_text("# T")
+    result = mkdocs("build", "--strict", cwd=copy)
+    assert result.returncode != 0
+    assert "extra.markdown: a page ends in .md, or no test would see it" in result.stderr
