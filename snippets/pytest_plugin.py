@@ -26,11 +26,11 @@ from .run import (
     Run,
     Shown,
     describe,
-    fresh_state,
     output_line,
     prompt_wants,
     run_prompts,
 )
+from .state import fresh_state
 
 Part = Snippet | Number | None  # None: the page-wide check
 
@@ -124,6 +124,7 @@ class Book:
         page, run = sheet.page, sheet.run
         if not run.shown:
             run.run()
+            self.overhead -= run.seconds
         findings, sheet.seen = render.check(page, self.root)
         found = [(p.line, p.message) for p in page.problems] + [tuple(f) for f in findings]
         found += [(1, f"the page changes {name} for all others") for name in run.leaks]
