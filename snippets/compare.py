@@ -5,6 +5,7 @@ last digit shown: numbers of three or more decimals may then differ by one unit 
 else may (`pytest`'s and Sybil's own NUMBER options accept 0.9 for 1.0; this does not).
 """
 
+import itertools
 import re
 from collections.abc import Iterable
 from decimal import Decimal
@@ -18,6 +19,7 @@ SAME, NEAR, DIFFERENT = "same", "near", "different"
 
 def tidy(text: str) -> str:
     """Without what no reader sees: spaces at line ends and blank lines at the end."""
+    text = re.sub(r"\r\n?", "\n", text)
     return re.sub(r"[ \t]+$", "", text, flags=re.M).rstrip("\n")
 
 
@@ -38,25 +40,33 @@ def compare_number(text: str, value: Any) -> str:
     got = show(text, value)
     if got == text:
         return SAME
-    pairs = list(zip(_spans(text), _spans(got), strict=False))
-    near = pairs and all(
-        text[slice(*w)] == got[slice(*g)] or _one_unit_apart(text[slice(*w)], got[slice(*g)])
-        for w, g in pairs
-    )
-    return NEAR if near else DIFFERENT
+    (want_words, wants), (got_words, gots) = _split(text), _split(got)
+    if want_words != got_words:
+        return DIFFERENT
+    near = all(w == g or _one_unit_apart(w, g) for w, g in zip(wants, gots, strict=True))
+    return NEAR if near and wants else DIFFERENT
+
+
+def _split(text: str) -> tuple[list[str], list[str]]:
+    """What stands between the numbers of `text`, and the numbers."""
+    ends = [0, *(i for span in _spans(text) for i in span), len(text)]
+    pieces = [text[a:b] for a, b in itertools.pairwise(ends)]
+    return pieces[::2], pieces[1::2]
 
 
 def show(text: str, value: Any) -> str:
     """`text` with its numbers replaced by those of `value`, each to the digits `text` shows.
 
-    A text without digits is replaced by `str(value)`; a lone `?` by the value to four decimals.
+    A text without digits is replaced by `str(value)`, and a `?` by the value to four decimals.
     """
-    if text.strip() == "?":
-        shapes = ("0.0000" if isinstance(v, float) else "0" for v in numbers(value))
-        return ", ".join(map(_format, shapes, numbers(value)))
+    if isinstance(value, str):
+        return value
     spans = _spans(text)
-    if isinstance(value, str) or not any(char.isdigit() for char in text):
-        return str(value)
+    if not any(char.isdigit() for char in text):
+        if "?" not in text:
+            return str(value)
+        shapes = ("0.0000" if isinstance(v, float) else "0" for v in numbers(value))
+        return text.replace("?", ", ".join(map(_format, shapes, numbers(value))), 1)
     if any(char.isdigit() and not any(a <= i < b for a, b in spans) for i, char in enumerate(text)):
         raise ValueError(f"cannot read the numbers in {text!r}: keep letters and signs apart")
     values = list(numbers(value))
@@ -88,12 +98,18 @@ def numbers(value: Any) -> Iterable[int | float]:
 
 def _format(shown: str, value: int | float) -> str:
     """`value` with as many decimals as `shown` has, in its notation."""
-    mantissa, e, _ = shown.lower().partition("e")
+    mantissa, e, exponent = shown.lower().partition("e")
     decimals = len(mantissa.partition(".")[2])
     if isinstance(value, int) and not decimals and not e:
         text = str(value)
     else:
         text = f"{float(value):.{decimals}{'e' if e else 'f'}}"
+        if not text.strip("-0."):
+            text = text.lstrip("-")  # no negative zero
+        if e:  # the exponent as wide as it is shown
+            text, _, power = text.partition("e")
+            sign = "+" if exponent.startswith("+") else ""
+            text += f"e{int(power):{sign}0{len(exponent)}d}"
     if mantissa.endswith(".") and not e:
         text += "."
     if shown.startswith("+") and value >= 0:

@@ -26,7 +26,7 @@ MATH = re.compile(r'<(?P<tag>span|div) class="arithmatex">(?P<tex>.*?)</(?P=tag)
 LABEL = re.compile(r"\s*\\label\{(?P<name>[\w-]+)\}")
 EQREF = re.compile(r"\\eqref\{(?P<name>[\w-]+)\}")
 IMAGE = re.compile(r'<img [^>]*?src="[^"]*?(?P<name>[\w-]+\.svg)"[^>]*>')
-DECIMALS = re.compile(r"(?<![\d.])\d*\.\d{2,}(?![\d.]*\.\d)")
+DECIMALS = re.compile(r"(?<!\d)(?<!\d\.)\d*\.\d{2,}+(?!\.\d)")  # of a version, nothing
 
 
 class FormulaError(ValueError):

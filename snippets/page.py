@@ -30,7 +30,9 @@ HIGHLIGHTING = {"title", "hl_lines", "linenums"}
 FENCE = re.compile(r"(?P<prefix>[ \t>]*)(?P<marks>`{3,}|~{3,})[ \t]*(?P<info>[^\n]*)")
 WORDS = re.compile(r'(?P<lang>[\w#+.-]*)(?P<options>(?:[ \t]+\w+(?:="[^"]*")?)*)[ \t]*')
 BRACES = re.compile(r"(?P<lang>[\w#+.-]*)[ \t]*\{(?P<attrs>[^\n]*)\}[ \t]*")
-CODE_SPAN = re.compile(r"(?<![`\\])(`+)(?!`)(?P<text>.+?)(?<!`)\1(?!`)", re.S)
+CODE_SPAN = re.compile(  # never across a blank line
+    r"(?<![`\\])(`+)(?!`)(?P<text>(?:(?!\n[ \t]*\n).)+?)(?<!`)\1(?!`)", re.S
+)
 NEWLINES = re.compile(r"[^\n]*\n|[^\n]+")
 ATTRS = re.compile(r"\{:?[ ]*(?P<attrs>[^}\n]*)\}")
 FIGURE = re.compile(r"!\[[^\]\n]*\]\((?P<src>figures/[^)\s]+)\)")
@@ -309,6 +311,10 @@ def _join_snippets(page: Page) -> None:
             )
         if snippet.raises and not output:
             page.problem(fence.start, "a snippet that raises shows its error in an ```output fence")
+    for fence, following in itertools.pairwise(page.fences):
+        shown = fence.lang in (RUN, OUTPUT) and following.lang in ("text", "console")
+        if shown and follows(fence.end, following.start):
+            page.problem(following.start, "what a snippet shows belongs in an ```output fence")
     for fence in page.fences:
         if fence.lang == OUTPUT and fence.start not in owned:
             page.problem(fence.start, "this output fence stands under no ```python fence")
@@ -358,6 +364,10 @@ def _find_numbers(page: Page, prose: str) -> None:
             Number(start, end, page.line_at(start), shown, expr, at, in_formula=True)
         )
     page.numbers.sort(key=lambda number: number.start)
+    for number in page.numbers:
+        left, right = page.text[: number.start], page.text[number.end :]
+        if re.search(r"\d\.?$", left[-2:]) or re.match(r"\.?\d", right):
+            page.problem(number.start, "digits stand right beside this number")
     for before, after in itertools.pairwise(list(page.numbers)):
         if after.start < before.end:
             page.problem(after.start, "a number inside another: is a brace or a quote left open?")
@@ -374,7 +384,7 @@ def py_macro(text: str, start: int) -> tuple[str, str, int]:
         while depth and i < len(text):
             depth += {"{": 1, "}": -1}.get(text[i], 0)
             i += 1
-        if depth:
+        if depth or re.search(r"\n[ \t]*\n", text[at:i]):
             raise ValueError(r"a brace of \py{number}{expression} is never closed")
         parts.append(text[at + 1 : i - 1])
         at = i

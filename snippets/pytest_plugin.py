@@ -5,10 +5,12 @@ what it gave. A page that passed whole is written into the ledger; the summary s
 what was not, and what agreed only to the last digit.
 """
 
+import io
 import platform
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +59,8 @@ class Book:
     pinned: bool
     sheets: list[Sheet] = field(default_factory=list)
     near: list[str] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    heard: Counter[str] = field(default_factory=Counter)  # from workers of xdist
     docstrings: int = 0
     overhead: float = 0.0
 
@@ -105,6 +108,8 @@ class Book:
             return shown.error
         if self.updating:
             try:
+                if page.problems:
+                    raise ValueError("the page is left alone until what is wrong with it is mended")
                 sheet.edits += update.edits_for(page, part, shown)
             except Exception as error:
                 return f"{run.name}:{part.line}: {describe(error)}"
@@ -191,6 +196,29 @@ class Book:
             **sheet.seen,
         )
 
+    def report(self) -> tuple[dict[str, int], list[str]]:
+        """Counts of what was run (times in ms), and what a reader of the summary must know."""
+        ran = [sheet for sheet in self.sheets if sheet.run.shown]
+        snippets = [(sheet.run.name, s) for sheet in ran for s in sheet.page.snippets]
+        hidden = [(name, s) for name, s in snippets if s.notest]
+        counts = {
+            "pages": len(ran),
+            "snippets": len(snippets) - len(hidden),
+            "numbers": sum(len(sheet.page.numbers) for sheet in ran),
+            "figures": sum(len(sheet.run.figures) for sheet in ran),
+            "docstrings": self.docstrings,
+            "code": round(1000 * sum(sheet.run.seconds for sheet in ran)),
+            "overhead": round(1000 * self.overhead),
+        }
+        notes = [f"not run: {name}:{s.line}: {s.notest}" for name, s in hidden]
+        if not self.pinned and ran:
+            notes.append(f"not the pinned platform: {len(self.near)} last digits differ by one")
+            notes += [f"near: {where}" for where in self.near]
+        for sheet in ran:
+            if sheet.edits:
+                notes.append(f"updated: {sheet.run.name}: {len(sheet.edits)} changes")
+        return counts, notes + self.notes
+
     # Sybil's parser for the docstrings of the package
 
     def docstring(self, document: Document) -> Iterator[Region]:
@@ -206,7 +234,7 @@ class Book:
         leaks: list[str] = []
         try:
             with fresh_state(leaks):
-                prompts = run_prompts(example.parsed, {"__name__": "__main__"})
+                prompts = run_prompts(example.parsed, {"__name__": "__main__"}, io.StringIO())
         except PromptError as error:
             at = example.line + error.example.lineno
             return f"{name}:{at}: {error}\n>>> {error.example.source}"
@@ -252,6 +280,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     root = config.rootpath.resolve()
+    if getattr(config.option, "dist", None) == "load":
+        config.option.dist = "loadfile"  # a page's snippets stay together
     if config.getoption("--update") and hasattr(config, "workerinput"):
         raise pytest.UsageError("--update rewrites pages: run it without -n")
     pinned = is_pinned(root) and not config.getoption("--unpinned")
@@ -284,34 +314,32 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
             except ValueError as error:
                 sheet.edits.clear()
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
-                book.refused.append(str(error))
+                book.notes.append(f"not updated: {error}")
+    if hasattr(session.config, "workeroutput"):  # a worker of xdist tells its controller
+        session.config.workeroutput["book"] = book.report()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker has ended: its part of the book joins that of the others."""
+    book = node.config.stash[BOOK]
+    counts, notes = getattr(node, "workeroutput", {}).get("book", ({}, []))
+    book.heard.update(counts)
+    book.notes += notes
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     book = config.stash[BOOK]
-    ran = [sheet for sheet in book.sheets if sheet.run.shown]
-    if not ran:
+    counts, notes = book.report()
+    counts = book.heard + Counter(counts)
+    if not counts["pages"]:
         return
-    write = terminalreporter.write_line
     terminalreporter.section("the book")
-    snippets = [s for sheet in ran for s in sheet.page.snippets]
-    numbers = sum(len(sheet.page.numbers) for sheet in ran)
-    hidden = [(sheet, s) for sheet in ran for s in sheet.page.snippets if s.notest]
-    seconds = sum(sheet.run.seconds for sheet in ran)
-    each = 1000 * book.overhead / max(len(snippets), 1)
-    write(
-        f"{len(ran)} pages, {len(snippets) - len(hidden)} snippets, {numbers} numbers, "
-        f"{sum(len(sheet.run.figures) for sheet in ran)} figures, {book.docstrings} docstrings; "
-        f"their code took {seconds:.2f} s, the checker {each:.1f} ms a snippet"
+    each = counts["overhead"] / max(counts["snippets"], 1)
+    terminalreporter.write_line(
+        f"{counts['pages']} pages, {counts['snippets']} snippets, {counts['numbers']} numbers, "
+        f"{counts['figures']} figures, {counts['docstrings']} docstrings; "
+        f"their code took {counts['code'] / 1000:.2f} s, the checker {each:.1f} ms a snippet"
     )
-    for sheet, snippet in hidden:
-        write(f"not run: {sheet.run.name}:{snippet.line}: {snippet.notest}")
-    if not book.pinned:
-        write(f"not the pinned platform: {len(book.near)} last digits differ by one")
-        for where in book.near:
-            write(f"near: {where}")
-    for line in book.refused:
-        write(f"not updated: {line}")
-    for sheet in ran:
-        if sheet.edits:
-            write(f"updated: {sheet.run.name}: {len(sheet.edits)} changes")
+    for note in notes:
+        terminalreporter.write_line(note)

@@ -24,12 +24,17 @@ from .page import Page, blank, listing
 
 Block = tuple[str, str]  # language, text
 NO_NUMBER = re.compile(  # an identifier, a version or a place, though it looks like a number
-    r"arXiv[: ]?\d{4}\.\d{4,5}|doi:\S+|(?:[Ss]ection|Table|Figure|§) ?\d+\.\d+"
-    r"|(?:Python|PyTorch|[Tt]orch|NumPy|CUDA|Triton) ?[=<>~]*=? ?\d+\.\d+"
+    r"\b\d{4}\.\d{4,5}\b|doi:\S+|https?://\S+|\bv\d+\.\d+"
+    r"|(?:[Cc]hapter|[Ss]ection|Table|Figure|Fig\.|Sec\.|Eq\.|§) ?\(?\d+\.\d+"
+    r"|(?:Python|PyTorch|[Tt]orch|NumPy|CUDA|cuDNN|Triton|Ubuntu|make) ?[=<>~≥]*=? ?"
+    r"[1-9]\d*\.\d+(?:(?:, | to | and | or |–)[1-9]\d*\.\d+)*"
     r"(?!\d|\s*(?:ms|µs|s|x|×|%|[kMG]i?B|times)\b)"
 )
 BLOCKS = "p, li, td, th, dt, dd, div, h1, h2, h3, h4, h5, h6, blockquote, figcaption, summary, br"
-SMUGGLERS = "script, style, iframe, object, embed, textarea, xmp, listing, plaintext, [hidden]"
+SMUGGLERS = (
+    "svg:not(.arithmatex svg), script, style, iframe, object, embed, "
+    "textarea, xmp, listing, plaintext, [hidden]"
+)
 CODE_ATTRS = {"class", "id", "data-expr", "data-cite", "tabindex"}
 
 
@@ -42,6 +47,7 @@ def _engine(config: Path) -> markdown.Markdown:
         name, values = next(iter(item.items())) if isinstance(item, dict) else (item, {})
         names.append(name)
         options[name] = values or {}
+    options["pymdownx.snippets"]["base_path"] = [str(config.parent)]  # from wherever it is run
     engine = markdown.Markdown(extensions=[*dict.fromkeys(names)], extension_configs=options)
     book = engine.postprocessors["book"]
     assert isinstance(book, BookPostprocessor)
@@ -114,7 +120,7 @@ def check(page: Page, root: Path) -> tuple[list[Finding], dict[str, Any]]:
     findings = [
         *_check_blocks(page, root, soup),
         *_check_numbers(page, soup),
-        *_check_figures(page, soup),
+        *_check_figures(page, root, soup),
         *_check_tags(page, root, soup),
         *_check_prose(page, soup),
     ]
@@ -153,7 +159,7 @@ def _check_numbers(page: Page, soup: Tag) -> Iterator[Finding]:
         )
 
 
-def _check_figures(page: Page, soup: Tag) -> Iterator[Finding]:
+def _check_figures(page: Page, root: Path, soup: Tag) -> Iterator[Finding]:
     shown = Counter(
         str(image["src"]) for image in soup.find_all("img", src=True) if "figures/" in image["src"]
     )
@@ -162,11 +168,12 @@ def _check_figures(page: Page, soup: Tag) -> Iterator[Finding]:
         yield Finding(_line_of(page, src), f"no snippet directly above draws {src}")
     for src in drawn - shown:
         yield Finding(_line_of(page, str(src)), f"{src} is drawn, but not shown")
-    for image in soup.select("img, svg:not(.arithmatex svg, [aria-hidden])"):
-        if not str(image.get("alt") or image.get("aria-label") or "").strip(" ."):
-            yield Finding(
-                _line_of(page, str(image.get("src", "<svg"))), "an image without alt text"
-            )
+    for image in soup.find_all("img"):
+        src, line = str(image.get("src")), _line_of(page, str(image.get("src")))
+        if not str(image.get("alt", "")).strip(" ."):
+            yield Finding(line, "an image without alt text")
+        if page.path.resolve().is_relative_to(root / "docs") and "figures/" not in src:
+            yield Finding(line, f"no snippet draws {src}")
 
 
 def _check_tags(page: Page, root: Path, soup: Tag) -> Iterator[Finding]:
@@ -175,6 +182,9 @@ def _check_tags(page: Page, root: Path, soup: Tag) -> Iterator[Finding]:
     for cited in soup.select("[data-cite]"):
         if (key := str(cited["data-cite"])) not in keys:
             yield Finding(_line_of(page, key), f"data-cite={key!r} is not in docs/bibliography.md")
+    for cited in soup.select("[data-cite]:not(code)"):
+        line = _line_of(page, str(cited["data-cite"]))
+        yield Finding(line, 'data-cite stands on one number: `28.4`{data-cite="key"}')
     for tag in soup.select(SMUGGLERS):
         yield Finding(
             _line_of(page, f"<{tag.name}"), f"<{tag.name}> hides what it shows from the tests"

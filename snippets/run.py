@@ -50,6 +50,7 @@ class Run:
         self.shown: dict[int, Shown] = {}
         self.module = types.ModuleType("__main__")  # pickle and typing look names up in it
         self.namespace = self.module.__dict__
+        self.printed = io.StringIO()  # one for the page: a logger may hold on to it
         self.figures: dict[str, str] = {}
         self.leaks: list[str] = []
         self.seconds = 0.0
@@ -118,14 +119,14 @@ class Run:
         if snippet.notest:
             return Shown()
         if snippet.fence.lang == INTERACTIVE:
-            return Shown(prompts=run_prompts(snippet.fence.source, self.namespace))
+            return Shown(prompts=run_prompts(snippet.fence.source, self.namespace, self.printed))
         if snippet.is_listing:
             return self._listing(snippet)
         value = None
-        with capture() as printed:
+        with capture(self.printed) as printed:
             try:
                 value = self._execute(snippet)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 if snippet.raises not in {t.__name__ for t in type(error).__mro__[:-2]}:
                     raise
                 return Shown(text=printed.getvalue() + describe(error) + "\n")
@@ -201,7 +202,9 @@ class PromptError(Exception):
         self.example, self.cause = example, cause
 
 
-def run_prompts(source: str, namespace: dict[str, Any]) -> list[tuple[doctest.Example, str]]:
+def run_prompts(
+    source: str, namespace: dict[str, Any], printed: io.StringIO
+) -> list[tuple[doctest.Example, str]]:
     """Each `>>>` example of `source` with what it gave, as a doctest writes it."""
     results, line = [], 0
     for piece in doctest.DocTestParser().parse(source):
@@ -217,7 +220,7 @@ def run_prompts(source: str, namespace: dict[str, Any]) -> list[tuple[doctest.Ex
             raise PromptError(
                 piece, ValueError(f"write a traceback as {TRACEBACK!r} and its message")
             )
-        with capture() as printed:
+        with capture(printed):
             was, sys.displayhook = sys.displayhook, _show_in(printed)
             try:
                 exec(compile(piece.source, SOURCE, "single"), namespace)
@@ -257,5 +260,8 @@ def prompt_wants(example: doctest.Example) -> str:
 
 def describe(error: BaseException) -> str:
     """`Type: message`, as the last line of a traceback says it."""
-    message = error.msg if isinstance(error, SyntaxError) else str(error)
+    try:
+        message = error.msg if isinstance(error, SyntaxError) else str(error)
+    except Exception:
+        message = "<its message cannot be read>"
     return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -5,18 +5,20 @@ Python would only mention.
 """
 
 import contextlib
+import decimal
 import gc
 import io
+import logging
 import os
 import random
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 MISSING = object()
-WATCHED = ("builtins", "math", "torch", "torch.nn.functional", "attention")
+WATCHED = ("builtins", "math", "torch", "torch.nn.functional", "attention")  # and classes of torch
 
 
 @contextlib.contextmanager
@@ -26,12 +28,17 @@ def fresh_state(leaks: list[str]) -> Iterator[None]:
     Randomness starts from a seed that nobody knows, so that an unseeded page cannot pass twice.
     Names that the page changed in other modules are put back and named in `leaks`.
     """
-    python = random.getstate()
     with contextlib.ExitStack() as stack:
-        stack.callback(random.setstate, python)
         stack.callback(os.chdir, os.getcwd())
         stack.callback(sys.path.__setitem__, slice(None), list(sys.path))
+        stack.callback(sys.setrecursionlimit, sys.getrecursionlimit())
         stack.callback(_restore, os.environ, dict(os.environ))
+        stack.enter_context(decimal.localcontext())
+        root = logging.getLogger()
+        stack.callback(root.handlers.__setitem__, slice(None), list(root.handlers))
+        stack.callback(root.setLevel, root.level)
+        stack.callback(logging.disable, root.manager.disable)
+        stack.callback(random.setstate, random.getstate())
         random.seed()
         if numpy := sys.modules.get("numpy"):
             stack.callback(numpy.random.set_state, numpy.random.get_state())
@@ -40,17 +47,25 @@ def fresh_state(leaks: list[str]) -> Iterator[None]:
             numpy.random.seed()
         if torch := sys.modules.get("torch"):
             stack.callback(torch.set_rng_state, torch.get_rng_state())
-            stack.callback(torch.set_default_device, None)
-            stack.callback(torch.set_default_dtype, torch.get_default_dtype())
-            stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
-            stack.callback(torch.set_num_threads, torch.get_num_threads())
-            stack.callback(torch.set_float32_matmul_precision, "highest")
-            stack.callback(torch.use_deterministic_algorithms, False)
-            stack.callback(torch.autograd.set_detect_anomaly, False)
             stack.callback(torch.set_printoptions, profile="default")
+            stack.callback(torch.set_default_device, None)
+            for setter, getter in (
+                (torch.set_default_dtype, torch.get_default_dtype),
+                (torch.set_grad_enabled, torch.is_grad_enabled),
+                (torch.set_num_threads, torch.get_num_threads),
+                (torch.set_float32_matmul_precision, torch.get_float32_matmul_precision),
+                (torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled),
+                (torch.autograd.set_detect_anomaly, torch.is_anomaly_enabled),
+            ):
+                stack.callback(_reset, setter, getter, getter())
             torch.seed()
-        stack.callback(_put_back, _snapshot(), leaks)
+        stack.callback(_put_back, _snapshot(), dict(sys.modules), leaks)
         yield
+
+
+def _reset(setter: Callable[[Any], Any], getter: Callable[[], Any], was: Any) -> None:
+    if getter() != was:  # some setters import half of torch
+        setter(was)
 
 
 def _restore(mapping: Any, was: dict[str, str]) -> None:
@@ -59,28 +74,51 @@ def _restore(mapping: Any, was: dict[str, str]) -> None:
         mapping.update(was)
 
 
-def _snapshot() -> dict[str, dict[str, Any]]:
-    loaded = [name for name in sys.modules if name in WATCHED or name.startswith("attention.")]
-    return {name: dict(vars(sys.modules[name])) for name in loaded}
+def _snapshot() -> list[tuple[Any, dict[str, Any]]]:
+    """The modules and classes whose names no page may change, with these names."""
+    owners = [
+        module
+        for name, module in sys.modules.items()
+        if name in WATCHED or name.startswith("attention.")
+    ]
+    if torch := sys.modules.get("torch"):
+        owners += [torch.Tensor, torch.nn.Module]
+    return [(owner, dict(vars(owner))) for owner in owners]
 
 
-def _put_back(was: dict[str, dict[str, Any]], leaks: list[str]) -> None:
-    for module, names in was.items():
-        now = vars(sys.modules[module])
-        for name, value in names.items():
-            if now.get(name, MISSING) is not value and not name.startswith("_"):
-                now[name] = value
-                leaks.append(f"{module}.{name}")
-        if module == "builtins":
-            for name in now.keys() - names.keys() - {"_"}:
-                del now[name]
-                leaks.append(f"builtins.{name}")
+def _put_back(
+    was: list[tuple[Any, dict[str, Any]]], modules: dict[str, Any], leaks: list[str]
+) -> None:
+    for name, module in modules.items():
+        if sys.modules.get(name) is not module:
+            sys.modules[name] = module
+            leaks.append(f"sys.modules[{name!r}]")
+    for name in [name for name, module in sys.modules.items() if module is None]:
+        if name not in modules:
+            del sys.modules[name]
+    for owner, names in was:
+        new = isinstance(owner, type) or owner.__name__ in ("builtins", "math")
+        for name in list(names.keys() | vars(owner).keys() if new else names):
+            now, value = vars(owner).get(name, MISSING), names.get(name, MISSING)
+            torchs_own = str(getattr(now, "__module__", "")).startswith("torch")
+            if now is value or torchs_own or _private(name):
+                continue
+            leaks.append(f"{owner.__name__}.{name}")
+            if value is MISSING:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, value)
+
+
+def _private(name: str) -> bool:
+    return name.startswith("_") and name not in ("__import__", "__build_class__")
 
 
 @contextlib.contextmanager
-def capture() -> Iterator[io.StringIO]:
-    """What is printed, to either stream, as a notebook shows it."""
-    printed = io.StringIO()
+def capture(printed: io.StringIO) -> Iterator[io.StringIO]:
+    """What is printed, to either stream, as a notebook shows it; `printed` begins empty."""
+    printed.seek(0)
+    printed.truncate()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         yield printed
         if sys.stdout is not printed:
@@ -93,7 +131,9 @@ def no_loose_ends() -> Iterator[None]:
     seen: list[BaseException | None] = []
     hooks = sys.unraisablehook, threading.excepthook
     sys.unraisablehook = lambda what: seen.append(what.exc_value)
-    threading.excepthook = lambda what: seen.append(what.exc_value)
+    threading.excepthook = lambda what: (
+        None if what.exc_type is SystemExit else seen.append(what.exc_value)
+    )
     try:
         yield
         gc.collect(0)

@@ -88,7 +88,37 @@ WRONG = {
     "a figure by another road": ("![A b](./figures/page-old.svg)\n", 1),
     "a figure by reference": ("![A b][r]\n\n[r]: figures/page-old.svg\n", 3),
     "a figure in HTML": ('<img alt="A b" src="figures/page-old.svg">\n', 1),
+    "an output in a text fence": (python("x = 2 / 3") + "```text\n0.9999\n```\n", 4),
+    "a cited sentence": ('*Our loss is 0.9999*{data-cite="someone"}\n', 1),
+    "digits after a number": ('`0.95`{data-expr="0.95"}44\n', 1),
+    "digits after a number in a formula": ("$\\py{0.95}{0.95}44$\n", 1),
+    "a range with dots": ("Weights lie in 0.95...0.99 now.\n", 1),
+    "a version below one": ("torch 0.45 milliseconds\n", 1),
+    "a drawing by hand": ('<svg aria-label="a b"><text>0.9999</text></svg>\n', 1),
+    "a picture from elsewhere": ("![A plot](plot.png)\n", 1),
+    "a changed method": (python("import torch\n\ntorch.Tensor.sum = lambda self: 1"), 1),
+    "a changed import": (python("import builtins\n\nbuiltins.__import__ = None"), 1),
+    "a new name in a module": (python("import math\n\nmath.answer = 42"), 1),
+    "a module taken away": (python('import sys\n\ndel sys.modules["math"]'), 1),
+    "a log that a later snippet does not show": (
+        python(
+            "import logging\n\nlog = logging.getLogger('page')\n"
+            "log.addHandler(logging.StreamHandler())\nlog.warning('one')",
+            "one",
+        )
+        + "\n"
+        + python("log.warning('two')"),
+        13,
+    ),
     # what used to crash the checker
+    "a tick left open before a fence": (
+        "An open tick ` here.\n\n" + python("x = 1") + '\nThen `{data-expr="x"} end.\n',
+        7,
+    ),
+    "an error without a message": (
+        python("class E(Exception):\n    def __str__(self):\n        return 1 / 0\n\n\nraise E"),
+        7,
+    ),
     "an open quote": ('x `1`{data-expr="1; and `2`{data-expr="2"}\n', 1),
     "a macro in a macro": ("$\\py{\\py{1}{1}}{1}$\n", 1),
     "an empty data-expr": ("`1`{data-expr}\n", 1),
@@ -137,7 +167,23 @@ RIGHT = {
         "import pickle\n\n\nclass A:\n    x = 1\n\n\npickle.loads(pickle.dumps(A())).x", "1"
     ),
     "a prompt that ends in dots": "```pycon\n>>> for i in range(2):\n...     i\n...\n0\n1\n```\n",
-    "a hidden drawing": '<svg aria-hidden="true"></svg>\n',
+    "an optimizer": python(
+        "import torch\n\nlayer = torch.nn.Linear(2, 2)\n"
+        "optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)"
+    ),
+    "what is logged": python("import logging\n\nlogging.warning('hello')", "WARNING:root:hello"),
+    "an exit that is meant": '``` { .python data-raises="SystemExit" }\nexit()\n```\n'
+    "```output\nSystemExit: None\n```\n",
+    "a thread that ends itself": python(
+        "import sys, threading\n\nt = threading.Thread(target=sys.exit)\nt.start()\nt.join()"
+    ),
+    "an odd tick": "An odd tick ` here.\n\n" + python("x = 1") + '\n`1`{data-expr="x"}\n',
+    "an exponent as written": '`1e-3`{data-expr="0.001"} and `1.0e-09`{data-expr="1e-9"}\n',
+    "no negative zero": '`0.00`{data-expr="-1e-9"}\n',
+    "links to papers": "[2205.14135](https://arxiv.org/abs/2205.14135), "
+    "<https://arxiv.org/abs/2205.14135>\n",
+    "versions and places": "Python 3.11 to 3.13, torch ≥ 2.13, v2.13, chapter 2.10, Fig. 3.12, "
+    "Eq. (3.14), cuDNN 9.10.\n",
     "a string with digits": "`2.13.0`{data-expr=\"'2.13.0'\"}\n",
     "an annotated fence": "``` { .python .annotate }\nx = 1\n```\n",
 }
@@ -213,6 +259,8 @@ def test_a_page_that_is_saved_while_it_runs_is_not_overwritten(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("stale", "fresh"),
     [
+        ('`? ms`{data-expr="3.14159"}\n', '`3.1416 ms`{data-expr="3.14159"}\n'),
+        ("""`?`{data-expr="'abc'"}\n""", """`abc`{data-expr="'abc'"}\n"""),
         (
             "~~~python\nprint('~~~')\n~~~\n~~~output\nx\n~~~\n",
             "~~~python\nprint('~~~')\n~~~\n~~~~output\n~~~\n~~~~\n",

@@ -124,6 +124,7 @@ def test_outputs_compare_by_their_digits(want: str, got: str, verdict: str) -> N
         ("0.2379", 0.23796, NEAR),
         ("0.2379", 0.2382, DIFFERENT),
         ("0.24", 0.2451, DIFFERENT),
+        ("[1.000, 2.000]", [1.001, float("nan")], DIFFERENT),
         ("5", 5.4, SAME),
         ("5", 5.6, DIFFERENT),
         ("62 %", 61.9, SAME),
