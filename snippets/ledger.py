@@ -1,8 +1,9 @@
 """What a test run saw of each page, so that the site never shows what was not run.
 
 One JSON file a page under `.book/`, not committed: hashes of the page, of the package's sources and
-of the pins, the versions, the counts, and every fenced block with what became of it. An entry is
-*fresh* while all of these are as they were; the build stops on a stale or missing one.
+of the pins, the versions, and every block of code and number in the order in which the reader sees
+them. An entry speaks for its page while the hashes are as they were; the build stops on a stale or
+missing one.
 """
 
 import datetime

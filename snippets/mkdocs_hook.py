@@ -22,9 +22,8 @@ NO_CHAPTERS = {"Labs", "Back matter"}
 MATH = re.compile(
     r"\$\$(?P<display>.+?)\$\$|(?<![\\$\w])\$(?P<inline>\S|\S[^$]*?\S)\$(?![\d$])", re.S
 )
-STANDALONE = re.compile(
-    r"<style>\s*\.attention-figure.*?</style>", re.S
-)  # the page has the colours
+# the colours of a drawing on its own; a page has its own
+STANDALONE = re.compile(r"<style>\s*\.attention-figure.*?</style>", re.S)
 CODE = re.compile(r"(<(?:pre|code|script|style)\b.*?</(?:pre|code|script|style)>|<[^>]+>)", re.S)
 
 

@@ -115,7 +115,6 @@ class Number:
     text: str
     expr: str
     text_start: int
-    in_formula: bool = False
 
 
 @dataclass
@@ -360,9 +359,7 @@ def _find_numbers(page: Page, prose: str) -> None:
             page.problem(start, str(error))
             continue
         at = prose.index("{", start) + 1
-        page.numbers.append(
-            Number(start, end, page.line_at(start), shown, expr, at, in_formula=True)
-        )
+        page.numbers.append(Number(start, end, page.line_at(start), shown, expr, at))
     page.numbers.sort(key=lambda number: number.start)
     for number in page.numbers:
         left, right = page.text[: number.start], page.text[number.end :]

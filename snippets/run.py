@@ -38,7 +38,6 @@ class Shown:
     value: Any = None
     error: str | None = None  # a message that points at file and line
     skipped: str | None = None
-    seconds: float = 0.0
     prompts: list[tuple[doctest.Example, str]] = field(default_factory=list)
 
 
@@ -89,14 +88,11 @@ class Run:
         """Whatever happens in a part, it ends in a message that points at the part."""
         if self._broken:
             return Shown(skipped=self._broken)
-        start = time.perf_counter()
         try:
             if isinstance(part, Number):
                 return self._number(part, may_wait=may_wait)
             with no_loose_ends():
-                shown = self._snippet(part)
-            shown.seconds = time.perf_counter() - start
-            return shown
+                return self._snippet(part)
         except KeyboardInterrupt:
             raise
         except BaseException as error:

@@ -1,7 +1,8 @@
 """On every page of the book, every digit of every output and of every number is held by the code.
 
 Each page is run once. Then each digit that it shows is changed, one at a time, and the part that it
-belongs to is judged again, against what the code gave.
+belongs to is judged again, against what the code gave. Away from the pinned platform a last digit may
+differ by one, so there is nothing to flip there.
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from snippets.page import Number, Page, Snippet, parse
-from snippets.pytest_plugin import Book, Sheet
+from snippets.pytest_plugin import Book, Sheet, is_pinned
 from snippets.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +39,7 @@ def changed_parts(page: Page) -> Iterator[tuple[int, str, Snippet | Number]]:
                 yield snippet.output.line + line, text, replace(snippet, output=output)
 
 
+@pytest.mark.skipif(not is_pinned(ROOT), reason="off the pinned platform last digits may differ")
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_flipped_digit_of_the_page_is_caught_at_its_line(path: Path) -> None:
     page = parse(path)

@@ -130,6 +130,8 @@ WRONG = {
         4,
     ),
     "a listing that is no statement": (LISTING.replace("one", "half"), 2),
+    "a listing that is not what the module has": (LISTING.replace("one", "twice"), 2),
+    "a listing that defines nothing": (LISTING.replace("one", "constant"), 2),
     "an output of marks": (python("5", "#"), 5),
     "a value that is too large": ('`0.5`{data-expr="10**400"}\n', 1),
     # lines that used to be wrong
@@ -146,7 +148,11 @@ def test_a_page_that_shows_something_wrong_fails_at_its_line(
     name: str, check: Check, book: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (book / "listed.py").write_text(
-        LISTED + "# --8<-- [start:half]\nif True:\n# --8<-- [end:half]\n    pass\n"
+        LISTED
+        + "# --8<-- [start:half]\nif True:\n# --8<-- [end:half]\n    pass\n"
+        + "# --8<-- [start:twice]\ndef two():\n    return 2\n# --8<-- [end:twice]\n"
+        + "\n\ndef two():\n    return 0.9999\n"
+        + "# --8<-- [start:constant]\nTHREE = 3\n# --8<-- [end:constant]\n"
     )
     (book / "docs/figures").mkdir()
     (book / "docs/figures/page-old.svg").write_text("<svg/>")
