@@ -67,8 +67,7 @@ class BookPostprocessor(Postprocessor):
 def inline_svg(svg: str, alt: str) -> str:
     """The drawing without what only a stand-alone file needs, named by the page and its data."""
     svg = re.sub(r"<\?xml.*?\?>|<style>.*?</style>|<title>.*?</title>", "", svg, flags=re.S).strip()
-    described = re.search(r"<desc>(.*?)</desc>", svg, re.S)
-    data = html.unescape(described[1]) if described else ""
+    data = svg_words(svg)
     svg = re.sub(r"<desc>.*?</desc>", "", svg, flags=re.S)
     label = html.escape(f"{alt.rstrip('.')}. {data}".strip(), quote=True)
     svg = (
@@ -77,6 +76,12 @@ def inline_svg(svg: str, alt: str) -> str:
         + svg.split(">", 1)[1]
     )
     return svg.replace("<svg", f'<svg role="img" aria-label="{label}" data-search-exclude', 1)
+
+
+def svg_words(svg: str) -> str:
+    """The data of a drawing in words, as its maker wrote them."""
+    described = re.search(r"<desc>(.*?)</desc>", svg, re.S)
+    return html.unescape(described[1]) if described else ""
 
 
 def typeset_page(text: str) -> str:

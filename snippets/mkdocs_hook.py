@@ -13,12 +13,12 @@ from typing import Any
 from mkdocs.exceptions import PluginError
 from mkdocs.plugins import event_priority
 
-from snippets import lab, ledger
+from snippets import lab, ledger, takeaway
 from snippets.katex import typeset
+from snippets.takeaway import NO_CHAPTERS
 
 log = logging.getLogger("mkdocs.plugins.book")
 serving = False
-NO_CHAPTERS = {"Labs", "Back matter"}
 MATH = re.compile(
     r"\$\$(?P<display>.+?)\$\$|(?<![\\$\w])\$(?P<inline>\S|\S[^$]*?\S)\$(?![\d$])", re.S
 )
@@ -89,3 +89,7 @@ def on_page_context(context: Any, page: Any, config: Any, nav: Any) -> Any:
 
 def on_post_page(output: str, page: Any, config: Any) -> str:
     return output.replace('role="dialog"', 'role="dialog" aria-label="Search"', 1)
+
+
+def on_post_build(config: Any) -> None:
+    takeaway.write(config)

@@ -8,12 +8,15 @@ The rules, which CONTRIBUTING.md explains to authors:
 - a fence is ` ```python `, ` ```pycon `, ` ```output `, or one of `SHOWN`; any other is a problem;
 - an ` ```output ` fence stands directly under the Python fence whose output it is;
 - `` `0.24`{data-expr="weights[1]"} `` and `\py{0.24}{weights[1]}` are numbers with a source;
-- a Python fence may carry `data-raises="ValueError"` or `data-notest="why"`, and no more.
+- a Python fence may carry `data-raises="ValueError"` or `data-notest="why"`, and no more;
+- a folded `Solution` ends in a snippet with `data-check="name"`, which judges what a reader defines.
 """
 
+import ast
 import functools
 import itertools
 import re
+import symtable
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +29,11 @@ from pymdownx.snippets import SnippetExtension, SnippetMissingError
 RUN, INTERACTIVE, OUTPUT = "python", "pycon", "output"
 SHOWN = {"text", "console", "markdown", "toml", "yaml", "json", "make", "bibtex"}  # never run
 HIGHLIGHTING = {"title", "hl_lines", "linenums"}
+WORDED = {
+    "data-notest": "a reason",
+    "data-raises": "the error's type",
+    "data-check": "the names that the reader's answer defines",
+}
 
 FENCE = re.compile(r"(?P<prefix>[ \t>]*)(?P<marks>`{3,}|~{3,})[ \t]*(?P<info>[^\n]*)")
 WORDS = re.compile(r'(?P<lang>[\w#+.-]*)(?P<options>(?:[ \t]+\w+(?:="[^"]*")?)*)[ \t]*')
@@ -35,11 +43,13 @@ CODE_SPAN = re.compile(  # never across a blank line
 )
 NEWLINES = re.compile(r"[^\n]*\n|[^\n]+")
 ATTRS = re.compile(r"\{:?[ ]*(?P<attrs>[^}\n]*)\}")
-FIGURE = re.compile(r"!\[[^\]\n]*\]\((?P<src>figures/[^)\s]+)\)")
+FIGURE = re.compile(r"!\[(?P<alt>[^\]\n]*)\]\((?P<src>figures/[^)\s]+)\)")
 INCLUDE = re.compile(r"^[ \t]*--8<--", re.M)
 COMMENT = re.compile(r"<!--.*?-->", re.S)
 DIRECTIVE = re.compile(r"<!--+\s*;?\s*(?P<word>skip|clear-namespace|invisible-code)\b")
 ITEM_FENCE = re.compile(r"^[ \t>]*(?:[-*+]|\d+[.)])[ \t]+(?:`{3,}|~{3,})[^`\n]*$", re.M)
+SOLUTION = re.compile(r'^(?P<indent>[ ]*)\?{3}\+?[ ]+success[ ]+"Solution"[ ]*$', re.M)
+EXERCISE = re.compile(r"^[ ]*\*\*(?P<title>\d+\. [^*\n]+)\*\*", re.M)
 BARE_PROMPT = re.compile(r"^[ \t]*(?:[-*+][ \t]+|\d+[.)][ \t]+)?>>>[ \t]", re.M)
 
 
@@ -101,8 +111,22 @@ class Snippet:
         return self.fence.attrs.get("data-raises")
 
     @property
+    def check(self) -> str | None:
+        return self.fence.attrs.get("data-check")
+
+    @property
     def is_listing(self) -> bool:
         return bool(INCLUDE.search(self.fence.source))
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """A folded solution, the names that it defines for its check, and the title above it."""
+
+    title: str
+    names: list[str]
+    solution: list[Snippet]
+    check: Snippet
 
 
 @dataclass(frozen=True)
@@ -125,6 +149,7 @@ class Page:
     text: str
     snippets: list[Snippet] = field(default_factory=list)
     numbers: list[Number] = field(default_factory=list)
+    exercises: list[Exercise] = field(default_factory=list)
     fences: list[Fence] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
@@ -177,6 +202,7 @@ def parse(path: Path | str, text: str | None = None) -> Page:
         page.problem(match.start(), "only a Python fence may include a file with --8<--")
     for match in BARE_PROMPT.finditer(prose):
         page.problem(match.start(), ">>> outside a fence is never run: put it in ```pycon")
+    _find_exercises(page, prose)
     _find_numbers(page, prose)
     return page
 
@@ -268,12 +294,11 @@ def _check_fences(page: Page) -> None:
                     else f" (run: {RUN}, {INTERACTIVE}; shown: {', '.join(sorted(SHOWN))})"
                 ),
             )
-        allowed = HIGHLIGHTING | ({"data-notest", "data-raises"} if fence.lang == RUN else set())
+        allowed = HIGHLIGHTING | (WORDED.keys() if fence.lang == RUN else set())
         for name in sorted(fence.attrs.keys() - allowed):
             page.problem(fence.start, f"unknown attribute {name!r} on a {fence.lang} fence")
-        for name in ("data-notest", "data-raises"):
+        for name, wants in WORDED.items():
             if not fence.attrs.get(name, "-").strip():
-                wants = "a reason" if name == "data-notest" else "the error's type"
                 page.problem(fence.start, f'{name}="" needs {wants}')
         if INCLUDE.search(fence.source) and (fence.lang != RUN or fence.source.count("\n") != 1):
             page.problem(fence.start, "a listing is one --8<-- line, alone in a Python fence")
@@ -324,6 +349,68 @@ def _join_snippets(page: Page) -> None:
             page.problem(image.start("src"), f"no snippet directly above draws {src}")
         if not re.fullmatch(rf"figures/{re.escape(stem)}(?:-[\w-]+)?\.svg", src):
             page.problem(image.start("src"), f"a figure of this page is named figures/{stem}-….svg")
+
+
+def _find_exercises(page: Page, prose: str) -> None:
+    """Each folded solution with its title above it, and the check of an answer at its end."""
+    inside, after = set(), 0
+    for fold in SOLUTION.finditer(prose):
+        deeper = re.compile(rf"\n(?=[ ]{{0,{len(fold['indent']) + 3}}}[^ \n])")
+        closing = deeper.search(page.text, fold.end())
+        end = closing.start() if closing else len(page.text)
+        region, after = page.text[after : fold.start()], end
+        solution = [s for s in page.snippets if fold.start() < s.start < end]
+        check = solution.pop() if solution else None
+        titles = [match["title"] for match in EXERCISE.finditer(region)]
+        if not titles:
+            page.problem(
+                fold.start(), "a solution without an exercise: **1. Title.** goes above it"
+            )
+        elif not check or check.check is None:
+            page.problem(
+                fold.start(),
+                "an exercise without a check: its solution ends in a snippet that judges an "
+                'answer, ``` { .python data-check="name" }',
+            )
+        else:
+            inside.add(check.start)
+            exercise = Exercise(titles[-1].rstrip("."), check.check.split(), solution, check)
+            page.exercises.append(exercise)
+            for complaint in _check_exercise(exercise, region):
+                page.problem(check.start, complaint)
+    for snippet in page.snippets:
+        if snippet.check is not None and snippet.start not in inside:
+            page.problem(snippet.start, "a check is the last snippet of a folded solution")
+
+
+def _check_exercise(exercise: Exercise, region: str) -> Iterator[str]:
+    """What would keep the check from judging what a reader writes in the solution's stead."""
+    check, names = exercise.check, exercise.names
+    if check.raises is not None or check.notest is not None or check.is_listing or check.figure:
+        yield "a check is run, raises nothing and draws nothing"
+    if not check.output:
+        yield "a check shows in an ```output fence what a right answer gives"
+    sources = [s.fence.source for s in exercise.solution if not s.is_listing]
+    if not all(map(compiles, [check.fence.source, *sources])):
+        return  # the run says where
+    nodes = list(ast.walk(ast.parse(check.fence.source)))
+    used = {node.id for node in nodes if isinstance(node, ast.Name)}
+    solved = set().union(*map(defined, sources))
+    for name in names:
+        if not name.isidentifier():
+            yield f"data-check names what an answer defines; {name!r} is no name in Python"
+        elif name not in used or name in defined(check.fence.source):
+            yield f"the check of {name!r} does not use the {name!r} of an answer"
+        elif name not in solved:
+            yield f"the check is of {name!r}, which the solution does not define"
+        elif not re.search(rf"`{name}\b", region):
+            yield f"the exercise does not tell the reader to define `{name}`"
+
+
+def defined(source: str) -> set[str]:
+    """The names that a snippet binds in its page's namespace."""
+    symbols = symtable.symtable(source, "snippet", "exec").get_symbols()
+    return {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
 
 
 def _find_numbers(page: Page, prose: str) -> None:

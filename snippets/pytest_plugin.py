@@ -192,6 +192,7 @@ class Book:
             snippets=sum(not s.notest for s in page.snippets),
             figures=sheet.figures,
             notest=[[s.line, s.notest] for s in page.snippets if s.notest],
+            outputs=[sheet.run[s].outputs for s in page.snippets],
             pinned=self.pinned,
             **sheet.seen,
         )

@@ -19,7 +19,7 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .page import INTERACTIVE, Number, Page, Snippet, listing
 from .state import as_main, capture, fresh_state, no_loose_ends
@@ -28,6 +28,14 @@ DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 SOURCE = "<snippet>"  # the file of what was parsed, whose lines count from its own first
 PENDING = object()
 TRACEBACK = "Traceback (most recent call last):\n    ...\n"
+
+
+class Output(NamedTuple):
+    """What a cell of a notebook holds, told apart: printed text, a value's, an error's."""
+
+    printed: str = ""
+    value: str | None = None
+    error: str | None = None
 
 
 @dataclass
@@ -39,6 +47,7 @@ class Shown:
     error: str | None = None  # a message that points at file and line
     skipped: str | None = None
     prompts: list[tuple[doctest.Example, str]] = field(default_factory=list)
+    outputs: list[Output] = field(default_factory=list)  # one for each input: `>>>` has many
 
 
 class Run:
@@ -115,7 +124,10 @@ class Run:
         if snippet.notest:
             return Shown()
         if snippet.fence.lang == INTERACTIVE:
-            return Shown(prompts=run_prompts(snippet.fence.source, self.namespace, self.printed))
+            told: list[Output] = []
+            source = snippet.fence.source
+            prompts = run_prompts(source, self.namespace, self.printed, told)
+            return Shown(prompts=prompts, outputs=told)
         if snippet.is_listing:
             return self._listing(snippet)
         value = None
@@ -125,14 +137,18 @@ class Run:
             except (Exception, SystemExit) as error:
                 if snippet.raises not in {t.__name__ for t in type(error).__mro__[:-2]}:
                     raise
-                return Shown(text=printed.getvalue() + describe(error) + "\n")
+                output = Output(printed.getvalue(), error=describe(error))
+                return Shown(text=f"{output.printed}{output.error}\n", outputs=[output])
+            output = Output(printed.getvalue(), None if value is None else repr(value))
             if value is not None and not snippet.figure:
-                printed.write(repr(value) + "\n")
-        shown = Shown(text=printed.getvalue(), value=value)
+                printed.write(f"{output.value}\n")
+        shown = Shown(text=printed.getvalue(), value=value, outputs=[output])
         where = f"{self.name}:{snippet.line}"
         draws = hasattr(type(value), "_repr_svg_")
         if snippet.raises:
             shown.error = f"{where}: expected {snippet.raises}, but nothing was raised"
+        elif snippet.check and not shown.text.strip():
+            shown.error = f"{where}: a check that shows nothing cannot tell right from wrong"
         elif snippet.figure and not draws:
             shown.error = f"{where}: {snippet.figure} follows, but the last value draws nothing"
         elif draws and not snippet.figure:
@@ -159,9 +175,8 @@ class Run:
     def _listing(self, snippet: Snippet) -> Shown:
         """A section of the package counts as run: the page's names become the package's objects."""
         source = listing(snippet.fence.source, self.root)
-        path = Path(snippet.fence.source.split('"')[1].split(":")[0])
-        module = importlib.import_module(".".join(path.with_suffix("").parts))
-        names = [node.name for node in ast.parse(source).body if isinstance(node, DEFINITIONS)]
+        place, names = listed(snippet.fence.source, self.root)
+        module = importlib.import_module(place)
         if not names:
             raise LookupError(f"{snippet.fence.source.strip()} defines no function and no class")
         for name in names:
@@ -190,6 +205,14 @@ class Run:
         return Shown(error=f"{self.name}:{line}: {type(error).__name__}\n{report}")
 
 
+def listed(source: str, root: Path) -> tuple[str, list[str]]:
+    """The module that a `--8<--` line shows a part of, and the names which that part defines."""
+    path = Path(source.split('"')[1].split(":")[0])
+    tree = ast.parse(listing(source, root))
+    names = [node.name for node in tree.body if isinstance(node, DEFINITIONS)]
+    return ".".join(path.with_suffix("").parts), names
+
+
 class PromptError(Exception):
     """An interactive example raised what it does not show, or cannot be read."""
 
@@ -199,7 +222,10 @@ class PromptError(Exception):
 
 
 def run_prompts(
-    source: str, namespace: dict[str, Any], printed: io.StringIO
+    source: str,
+    namespace: dict[str, Any],
+    printed: io.StringIO,
+    outputs: list[Output] | None = None,
 ) -> list[tuple[doctest.Example, str]]:
     """Each `>>>` example of `source` with what it gave, as a doctest writes it."""
     results, line = [], 0
@@ -217,25 +243,38 @@ def run_prompts(
                 piece, ValueError(f"write a traceback as {TRACEBACK!r} and its message")
             )
         with capture(printed):
-            was, sys.displayhook = sys.displayhook, _show_in(printed)
+            values: list[str] = []
+            was, sys.displayhook = sys.displayhook, _show_in(printed, values)
             try:
                 exec(compile(piece.source, SOURCE, "single"), namespace)
                 got = printed.getvalue()
+                output = Output(got)
+                if values:  # a notebook shows the last one apart
+                    output = Output(got.removesuffix(f"{values[-1]}\n"), values[-1])
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
                 if not piece.exc_msg or not isinstance(error, Exception):
                     raise PromptError(piece, error) from error
                 got = f"{printed.getvalue()}{TRACEBACK}{describe(error)}\n"
+                output = Output(printed.getvalue(), error=describe(error))
             finally:
                 sys.displayhook = was
         results.append((piece, got))
+        if outputs is not None:
+            outputs.append(output)
     return results
 
 
-def _show_in(printed: io.StringIO) -> Callable[[Any], None]:
+def _show_in(printed: io.StringIO, values: list[str]) -> Callable[[Any], None]:
     """What Python's prompt does with a value, without leaving it in `builtins._`."""
-    return lambda value: None if value is None else print(repr(value), file=printed)
+
+    def show(value: Any) -> None:
+        if value is not None:
+            values.append(repr(value))
+            print(values[-1], file=printed)
+
+    return show
 
 
 def output_line(example: doctest.Example, source: str) -> int:

@@ -1,0 +1,112 @@
+"""What a reader can take away: each chapter as a notebook, each page as Markdown, and llms.txt.
+
+MkDocs' hook calls `write` when the site is built, the template shows `links`. Only what the ledger
+speaks for is written, so that nothing is handed out that was not run.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import nbformat
+
+from . import ledger
+from .notebook import notebook
+from .page import Page, parse
+from .plain import Book, folder, markdown
+from .run import Output
+
+NO_CHAPTERS = {"Labs", "Back matter"}  # parts of the navigation whose pages have no number
+GITHUB = re.compile(r"https://github\.com/(?P<name>[\w.-]+/[\w.-]+?)(?:\.git)?/?")
+BOLD, SENTENCE = re.compile(r"\*\*(.+?)\*\*"), re.compile(r"(.+?[.?!])(?=\s|$)")
+BRANCH = "notebooks"  # where the workflow `pages` puts them for Colab
+
+
+class Entry(NamedTuple):
+    """A page of the navigation, the part that it stands in, and whether that part is numbered."""
+
+    part: str
+    source: str
+    is_chapter: bool
+
+
+def book_of(config: Any) -> Book:
+    return Book(
+        root=Path(config.config_file_path).parent,
+        name=config.site_name,
+        url=config.site_url.rstrip("/") + "/",
+        licence=config.copyright,
+        repository=(config.repo_url or "").rstrip("/"),
+    )
+
+
+def navigation(nav: list[Any], part: str = "") -> Iterator[Entry]:
+    """The pages of `nav`, as mkdocs.yml writes it, in order."""
+    for item in nav:
+        for title, inner in item.items() if isinstance(item, dict) else [("", item)]:
+            if isinstance(inner, list):
+                yield from navigation(inner, part or title)
+            else:
+                yield Entry(part or title, inner, bool(part) and part not in NO_CHAPTERS)
+
+
+def write(config: Any) -> None:
+    """Put a notebook and Markdown beside each page of the built site, and llms.txt at its root."""
+    book, site = book_of(config), Path(config.site_dir)
+    found = []
+    for entry in navigation(config.nav):
+        path, target = book.root / "docs" / entry.source, site / folder(entry.source)
+        if path.suffix == ".ipynb":  # a lab is a notebook already
+            cells = nbformat.read(path, as_version=4).cells
+            text = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+            found.append((entry, path.name, text))
+            continue
+        if ledger.why_stale(book.root, path):
+            continue  # only where the site is served while somebody writes
+        page = parse(path)
+        text = markdown(page, book)
+        found.append((entry, "index.md", text))
+        (target / "index.md").write_text(text, "utf-8")
+        if entry.is_chapter:
+            made = notebook(page, outputs(page, book), book)
+            nbformat.write(made, target / f"{path.stem}.ipynb")
+    (site / "llms.txt").write_text(llms_txt(found, config.site_description, book), "utf-8")
+
+
+def outputs(page: Page, book: Book) -> list[list[Output]]:
+    """What the ledger keeps of the page's snippets: what each printed, gave and raised."""
+    seen = ledger.read(book.root, page.path)
+    assert seen
+    return [[Output(*output) for output in snippet] for snippet in seen["outputs"]]
+
+
+def llms_txt(pages: list[tuple[Entry, str, str]], summary: str, book: Book) -> str:
+    """The book for a machine that reads (llmstxt.org): every page, where it is, what it asks.
+
+    A page is its entry, the name of the file to read, and its text as Markdown.
+    """
+    out, part = f"# {book.name}\n\n> {' '.join(summary.split())}\n", None
+    for entry, name, text in pages:
+        if entry.part != part:
+            out, part = f"{out}\n## {entry.part}\n\n", entry.part
+        title, first = (" ".join(block.split()) for block in text.split("\n\n")[:2])
+        gist = BOLD.match(first) or SENTENCE.match(first)
+        address = book.address(entry.source) + name
+        out += f"- [{title.removeprefix('# ')}]({address}): {gist[1] if gist else first}\n"
+    return out
+
+
+def links(page: Any, config: Any) -> list[tuple[str, str, str]]:
+    """What the page (of MkDocs) offers to take away: label, address, kind."""
+    source = page.file.src_uri
+    if not source.endswith(".md"):
+        return []
+    found = [("Markdown", "index.md", "markdown")]
+    if any(entry.source == source and entry.is_chapter for entry in navigation(config.nav)):
+        name = PurePosixPath(source).with_suffix(".ipynb")
+        if host := GITHUB.fullmatch(config.repo_url or ""):
+            colab = "https://colab.research.google.com/github"
+            found.insert(0, ("Colab", f"{colab}/{host['name']}/blob/{BRANCH}/{name}", "colab"))
+        found.insert(0, ("Notebook", name.name, "notebook"))
+    return found
