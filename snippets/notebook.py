@@ -11,6 +11,7 @@ from doctest import DocTestParser
 
 import nbformat
 from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from .ledger import digest
 from .page import FIGURE, INTERACTIVE, OUTPUT, Exercise, Fence, Page, Snippet
@@ -31,7 +32,7 @@ if importlib.util.find_spec("attention") is None:
 
 def notebook(page: Page, outputs: list[list[Output]], book: Book) -> NotebookNode:
     """The notebook of a page; `outputs` are those of its snippets, as a run told them apart."""
-    made = _Maker(page, outputs, book).make()
+    made: NotebookNode = new_notebook(cells=_Maker(page, outputs, book).make(), metadata=METADATA)
     nbformat.validate(made)
     return made
 
@@ -50,7 +51,7 @@ class _Maker:
         self.solutions: list[tuple[Exercise, Quoted]] = []
         self.count = 0
 
-    def make(self) -> NotebookNode:
+    def make(self) -> list[NotebookNode]:
         title, *body = lines(self.page, self.book)
         self.open(title.text)
         solution = None
@@ -68,7 +69,7 @@ class _Maker:
         self.flush()
         if self.solutions:
             self.close()
-        return nbformat.v4.new_notebook(cells=self.cells, metadata=METADATA)
+        return self.cells
 
     def open(self, title: str) -> None:
         book, address = self.book, self.book.address(self.book.source(self.page.path))
@@ -116,62 +117,56 @@ class _Maker:
             self.code(source, tags, self.results(output, snippet))
 
     def results(self, output: Output, snippet: Snippet) -> list[NotebookNode]:
-        new, results = nbformat.v4.new_output, []
+        results = []
         if output.printed:
-            results.append(new("stream", name="stdout", text=output.printed))
+            results.append(new_output("stream", name="stdout", text=output.printed))
         if output.value is not None:
             data = {"text/plain": output.value}
             if snippet.figure:
                 data["image/svg+xml"] = (self.page.path.parent / snippet.figure).read_text("utf-8")
-            results.append(new("execute_result", data, execution_count=self.count + 1))
+            results.append(new_output("execute_result", data, execution_count=self.count + 1))
         if output.error is not None:
             name, _, message = output.error.partition(": ")
-            results.append(new("error", ename=name, evalue=message, traceback=[output.error]))
+            results.append(
+                new_output("error", ename=name, evalue=message, traceback=[output.error])
+            )
         return results
 
     def ask(self, exercise: Exercise) -> None:
         """An empty cell, and the check of what the reader writes there."""
         self.flush()
-        names, one = " and ".join(exercise.names), len(exercise.names) == 1
-        self.code(f"# Define {names} here.", ["exercise"])
-        self.markdown(
-            f"**Check.** With a right answer above, the next cell shows what stands here; until "
-            f"{'its name is' if one else 'its names are'} defined, a `NameError`.\n\n"
-            f"{fenced('text', exercise.check.expected)}"
-        )
+        names = " and ".join(exercise.names)
+        self.code(f"# Define {names} here. Until then the check ends in a NameError.", ["exercise"])
+        shows = fenced("text", exercise.check.expected)
+        self.markdown(f"**Check.** With a right answer the next cell shows\n\n{shows}")
         self.code(exercise.check.fence.source, ["check", "raises-exception"])
         self.solutions.append((exercise, Quoted()))
 
     def solve(self, line: Line) -> None:
-        exercise, told = self.solutions[-1]
-        text, fence = figures_in_words(line.text, self.page), line.fence
-        if fence:
-            if exercise.check.start <= fence.start < exercise.check.end:
-                return
-            text = indent(block(fence, self.book), line.pad)
+        _, told = self.solutions[-1]
+        text = figures_in_words(line.text, self.page)
+        if line.fence:
+            text = indent(block(line.fence, self.book), line.pad)
         told.add(tuple(box for box in line.boxes if not box.is_solution), text)
 
     def close(self) -> None:
         self.markdown("## Solutions\n\nTo try one, copy its code into the exercise's cell.")
         for exercise, told in self.solutions:
             self.markdown(
-                f"<details>\n<summary>{exercise.title}</summary>\n\n{told.text()}\n\n</details>"
+                f"<details>\n<summary>{exercise.title}</summary>\n\n{told.take()}\n\n</details>"
             )
 
     def flush(self) -> None:
-        if text := self.prose.text():
+        if text := self.prose.take():
             self.markdown(text)
-        self.prose = Quoted()
 
     def markdown(self, text: str) -> None:
-        self.add(nbformat.v4.new_markdown_cell(text))
+        self.add(new_markdown_cell(text))
 
     def code(
         self, source: str, tags: list[str] | None = None, outputs: list[NotebookNode] | None = None
     ) -> None:
-        cell = nbformat.v4.new_code_cell(
-            source.strip("\n"), metadata={"tags": tags} if tags else {}
-        )
+        cell = new_code_cell(source.strip("\n"), metadata={"tags": tags} if tags else {})
         if outputs is not None:  # it was run
             self.count += 1
             cell.execution_count, cell.outputs = self.count, outputs

@@ -9,7 +9,7 @@ The rules, which CONTRIBUTING.md explains to authors:
 - an ` ```output ` fence stands directly under the Python fence whose output it is;
 - `` `0.24`{data-expr="weights[1]"} `` and `\py{0.24}{weights[1]}` are numbers with a source;
 - a Python fence may carry `data-raises="ValueError"` or `data-notest="why"`, and no more;
-- a folded `Solution` ends in a snippet with `data-check="name"`, which judges what a reader defines.
+- a folded `Solution` ends in a snippet with `data-check="name"`, which judges a reader's `name`.
 """
 
 import ast

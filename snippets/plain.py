@@ -19,6 +19,8 @@ VERBATIM = re.compile(
     rf"{CODE_SPAN.pattern}|(?P<display>(?<!\\){DISPLAY})|(?P<inline>(?<!\\){INLINE})",
     re.S,
 )
+MACRO = re.compile(rf"(?:{'|'.join(map(re.escape, MACROS))})(?![A-Za-z])")
+NUMBER_GROUP = re.compile(r"((?:^|(?<=[({=]))\s*)\{(\d[\d. +-]*)\}")  # braces that do nothing
 PAIR = r'(?:[.#][\w-]+|[\w-]+="[^"]*")'
 ATTR_LIST = re.compile(rf"[ ]*\{{:?[ ]*{PAIR}(?:[ ]+{PAIR})*[ ]*\}}")
 LONE_ATTR_LIST = re.compile(rf"^{ATTR_LIST.pattern}[ ]*\n?", re.M)
@@ -82,7 +84,7 @@ def markdown(page: Page, book: Book) -> str:
             text = indent(block(line.fence, book), line.pad)
         out.add(line.boxes, text)
     source = f"[{book.name}]({book.address(book.source(page.path))}). {book.licence}"
-    return f"{out.text()}\n\n---\n\nFrom {source}\n"
+    return f"{out.take()}\n\n---\n\nFrom {source}\n"
 
 
 class Quoted:
@@ -100,15 +102,17 @@ class Quoted:
         same = [a for a, b in zip(self.boxes, boxes, strict=False) if a is b]
         entered = boxes[len(same) :]
         if self.parts and (self.gap or self.boxes != boxes):
-            self.parts.append((">" * len(same)).replace(">", "> ").rstrip())
+            self.parts.append(("> " * len(same)).rstrip())
         for depth, box in enumerate(entered, start=len(same) + 1):
             if box.title:
                 self.parts += [f"{'> ' * depth}**{box.title}**", ("> " * depth).rstrip()]
         self.parts += [("> " * len(boxes) + line).rstrip() for line in text.split("\n")]
         self.boxes, self.gap = boxes, False
 
-    def text(self) -> str:
-        return "\n".join(self.parts)
+    def take(self) -> str:
+        """What there is so far; what follows in the same box is not titled again."""
+        text, self.parts, self.gap = "\n".join(self.parts), [], False
+        return text
 
 
 def lines(page: Page, book: Book) -> Iterator[Line]:
@@ -190,8 +194,8 @@ def _formula(formula: str, tags: dict[str, str], *, in_box: bool) -> str:
     if reference := EQREF.fullmatch(tex.strip()):
         return f"({tags[reference['name']]})"
     tex, _, _ = strip_macros(tex)
-    for macro, meaning in MACROS.items():
-        tex = re.sub(rf"{re.escape(macro)}(?![A-Za-z])", lambda _, to=meaning: to, tex)
+    tex = NUMBER_GROUP.sub(r"\1\2", tex)
+    tex = MACRO.sub(lambda macro: MACROS[macro[0]], tex)
     # GitHub's Markdown refuses \operatorname
     tex = re.sub(r"\\operatorname\{([^{}]*)\}", r"\\mathop{\\mathrm{\1}}", tex)
     if label := LABEL.search(tex):

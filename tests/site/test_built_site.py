@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 from bs4 import BeautifulSoup
+from mkdocs.config import load_config
 
-from snippets import gate, ledger, picture
+from snippets import gate, ledger, picture, plain, takeaway
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(ROOT.glob("docs/**/*.md"))
@@ -168,6 +170,31 @@ def test_every_page_ends_in_a_link_that_reports_an_error(site: Path) -> None:
 
 def test_the_readmes_picture_is_what_chapter_1_draws(site: Path) -> None:
     assert picture.PICTURE.read_text("utf-8") == picture.DRAWN.read_text("utf-8"), "make picture"
+
+
+def test_llms_txt_lists_every_page_and_each_of_its_links_is_in_the_site(site: Path) -> None:
+    config = load_config(str(ROOT / "mkdocs.yml"))
+    text = (site / "llms.txt").read_text("utf-8")
+    assert text.startswith(f"# {config.site_name}\n\n> ")
+    listed = re.findall(r"^- \[[^\]]+\]\(([^)]+)\): \S.+$", text, re.M)
+    assert len(listed) == len(re.findall("^- ", text, re.M))
+    sources = [entry.source for entry in takeaway.navigation(config.nav)]
+    assert [Path(link).parent for link in listed] == [
+        Path(config.site_url + plain.folder(source)) for source in sources
+    ]
+    for link in listed:
+        assert (site / link.removeprefix(config.site_url)).is_file(), link
+
+
+def test_a_notebook_and_markdown_lie_beside_each_chapter(site: Path) -> None:
+    for path in PAGES:
+        place = gate.html_path(site, str(path.relative_to(ROOT))).parent
+        assert (place / "index.md").read_text("utf-8").startswith("# ")
+        chapter = place.parent.name == "foundations"
+        assert (place / f"{path.stem}.ipynb").exists() == chapter
+        if chapter:
+            book = nbformat.read(place / f"{path.stem}.ipynb", as_version=4)
+            assert sum(bool(cell.get("outputs")) for cell in book.cells) > 15
 
 
 NOTEBOOK = """{"cells": [{"cell_type": "code", "id": "a", "metadata": {}, "outputs": [],

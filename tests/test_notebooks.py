@@ -1,0 +1,243 @@
+"""A chapter taken away as a notebook gives what it shows, and judges what a reader answers."""
+
+import copy
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import pytest
+from markdown_it import MarkdownIt
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+from snippets.katex import typeset
+from snippets.notebook import notebook
+from snippets.page import Page, parse
+from snippets.plain import VERBATIM, Book, markdown
+from snippets.render import squeeze
+from snippets.run import Run
+from snippets.state import as_main, fresh_state
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(ROOT.glob("docs/**/*.md"))
+CHAPTERS = [path for path in PAGES if path.parent != ROOT / "docs"]
+BOOK = Book(ROOT, "The book", "https://book.example/", "CC BY 4.0.", "https://github.com/o/r")
+LEFT_OVER = re.compile(
+    r"data-\w+=|^[> ]*(?:!!!|\?\?\?|===[ ]|///)|--8<--|\{ ?\.|<!--|\\(?:py|label|eqref)\b"
+    r"|\\(?:T|softmax|lse|diag|R)(?![A-Za-z])|\]\((?!https?:)",
+    re.M,
+)
+# What somebody might well write, and what each check must not take for right.
+WRONG = {
+    ("similarity", 1): [
+        "def cosine_weights(x):\n    return torch.softmax(x @ x.T, dim=-1)",
+        "def cosine_weights(x):\n    return torch.full((6, 6), 1 / 6)",
+    ],
+    ("similarity", 2): ["padding_weight = 0.0", "padding_weight = 1 / 7"],
+    ("similarity", 3): [
+        "def exposes(attend):\n    return True",
+        "def exposes(attend):\n    return bool(attend(inputs).mean() > 0.7)",
+        "def exposes(attend):\n    return attend(inputs).shape != inputs.shape",
+    ],
+    ("softmax", 1): [
+        "def entropy(s):\n    w = softmax(s)\n    return -(w * w.log()).sum()",
+        "def entropy(s):\n    return logsumexp(s)",
+    ],
+    ("softmax", 2): [
+        "def heat(s, t):\n    w = softmax(s / t)\n    return w * (s - w @ s) / t**2",
+        "def heat(s, t):\n    w = softmax(s / t)\n    return -w * (s - w @ s)",
+    ],
+    ("softmax", 3): [
+        "def exposes(f):\n    return not torch.allclose(f(scores), weights)",
+        "def exposes(f):\n    return not torch.allclose(f(scores + 200), weights)",
+    ],
+    ("softmax", 4): [
+        "def merge(a, b):\n    return (a[0] + b[0]) / 2, logsumexp(torch.stack([a[1], b[1]]))",
+        "def merge(a, b):\n    lses = torch.stack([a[1], b[1]])\n"
+        "    return softmax(lses) @ torch.stack([a[0], b[0]]), lses.max()",
+    ],
+}
+
+
+@dataclass
+class Chapter:
+    page: Page
+    run: Run
+    notebook: NotebookNode
+
+
+def tagged(book: NotebookNode, tag: str) -> list[NotebookNode]:
+    return [cell for cell in book.cells if tag in cell.metadata.get("tags", [])]
+
+
+def stem(path: Path) -> str:
+    return path.stem
+
+
+@pytest.fixture(scope="module", params=CHAPTERS, ids=stem)
+def chapter(request: pytest.FixtureRequest) -> Chapter:
+    page = parse(request.param)
+    run = Run(page, ROOT)
+    for src, svg in [(s.figure, run[s].value) for s in page.snippets if s.figure]:
+        path = page.path.parent / src
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(svg._repr_svg_(), "utf-8")  # as the checker does
+    return Chapter(page, run, notebook(page, [run[s].outputs for s in page.snippets], BOOK))
+
+
+def execute(book: NotebookNode) -> NotebookNode:
+    """A copy, run from top to bottom as *Run All* does."""
+    book = copy.deepcopy(book)
+    NotebookClient(
+        book,
+        timeout=120,
+        resources={"metadata": {"path": str(ROOT)}},
+        extra_arguments=["--IPKernelApp.log_level=40"],
+    ).execute()
+    return book
+
+
+def outputs(cell: NotebookNode) -> list[dict[str, object]]:
+    """What a cell shows, without what differs from run to run: its count, and tracebacks."""
+    shown = []
+    for output in cell.outputs:
+        kept = {k: v for k, v in output.items() if k not in ("execution_count", "traceback")}
+        if output.output_type == "error":  # Jupyter names the cell in which no Python stands
+            kept["evalue"] = re.sub(r" \(\d+\.py, line \d+\)$", "", output.evalue)
+        shown.append(kept)
+    return shown
+
+
+def test_a_notebook_is_valid_and_says_what_runs_it(chapter: Chapter) -> None:
+    book = chapter.notebook
+    nbformat.validate(book)
+    assert book.metadata.kernelspec.name == "python3"
+    assert book.metadata.language_info.name == "python"
+    assert len({cell.id for cell in book.cells}) == len(book.cells)
+    first = book.cells[0].source
+    assert "https://book.example/foundations/" in first and "CC BY 4.0" in first
+
+
+def test_a_notebook_has_all_the_code_of_its_page(chapter: Chapter) -> None:
+    sources = [cell.source for cell in chapter.notebook.cells]
+    told = "\n".join(sources)
+    for snippet in chapter.page.snippets:
+        source = squeeze(snippet.fence.source)
+        assert source in told or snippet.is_listing
+    solutions = [s for e in chapter.page.exercises for s in e.solution]
+    for snippet in chapter.page.snippets:
+        if snippet not in solutions and not snippet.is_listing:
+            assert squeeze(snippet.fence.source) in sources
+
+
+def test_run_again_a_notebook_gives_what_it_shows(chapter: Chapter) -> None:
+    """Unsolved: each check names what the reader has not defined, and the rest goes on."""
+    again = execute(chapter.notebook)
+    for exercise, cell in zip(chapter.page.exercises, tagged(again, "check"), strict=True):
+        (error,) = outputs(cell)
+        missing = [f"name '{name}' is not defined" for name in exercise.names]
+        assert error["ename"] == "NameError" and error["evalue"] in missing
+        cell.outputs = []
+    for before, after in zip(chapter.notebook.cells, again.cells, strict=True):
+        if before.cell_type == "code":
+            assert outputs(before) == outputs(after), before.source
+
+
+def test_with_the_solutions_of_the_page_each_check_shows_what_it_should(chapter: Chapter) -> None:
+    exercises = chapter.page.exercises
+    assert len(exercises) == len(tagged(chapter.notebook, "check")) >= 2
+    solved = copy.deepcopy(chapter.notebook)
+    for exercise, cell in zip(exercises, tagged(solved, "exercise"), strict=True):
+        cell.source = "\n\n".join(snippet.fence.source for snippet in exercise.solution)
+    for exercise, cell in zip(exercises, tagged(execute(solved), "check"), strict=True):
+        shown = [o.get("text") or o["data"]["text/plain"] for o in cell.outputs]
+        assert squeeze("".join(shown)) == squeeze(exercise.check.expected)
+
+
+def test_a_check_takes_no_wrong_answer_for_right(chapter: Chapter) -> None:
+    run, page = chapter.run, chapter.page
+    assert run.shown
+    for number, exercise in enumerate(page.exercises, start=1):
+        for answer in WRONG[page.path.stem, number]:
+            namespace = dict(run.namespace)
+            for name in exercise.names:
+                del namespace[name]
+            judged = Run(page, ROOT)
+            judged.namespace = judged.module.__dict__
+            judged.namespace.update(namespace)
+            with fresh_state([]), as_main(judged.module):
+                exec(answer, judged.namespace)
+                shown = judged._run_part(exercise.check)
+            assert shown.error is None
+            assert squeeze(shown.text) != squeeze(exercise.check.expected), answer
+
+
+def test_every_exercise_has_wrong_answers_to_refuse() -> None:
+    numbers = [(p.stem, i) for p in CHAPTERS for i, _ in enumerate(parse(p).exercises, start=1)]
+    assert numbers == list(WRONG)
+
+
+def test_solutions_are_folded_and_run_by_nobody(chapter: Chapter) -> None:
+    cells = chapter.notebook.cells
+    at = next(i for i, cell in enumerate(cells) if cell.source.startswith("## Solutions"))
+    folded = cells[at + 1 :]
+    assert len(folded) == len(chapter.page.exercises)
+    for exercise, cell in zip(chapter.page.exercises, folded, strict=True):
+        assert cell.cell_type == "markdown"
+        assert cell.source.startswith(f"<details>\n<summary>{exercise.title}</summary>\n\n")
+        assert all(squeeze(s.fence.source) in cell.source for s in exercise.solution)
+
+
+def prose_of(chapter: Chapter) -> str:
+    return "\n\n".join(c.source for c in chapter.notebook.cells if c.cell_type == "markdown")
+
+
+def outside_code(text: str) -> str:
+    """The lines of plain Markdown that are not in a block of code, by an independent parser."""
+    kept = text.split("\n")
+    for token in MarkdownIt().parse(text):
+        if token.type == "fence" and token.map:
+            kept[slice(*token.map)] = [""] * (token.map[1] - token.map[0])
+    return "\n".join(kept)
+
+
+def test_a_notebook_needs_nothing_that_only_the_site_knows(chapter: Chapter) -> None:
+    assert not LEFT_OVER.findall(outside_code(prose_of(chapter)))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=stem)
+def test_plain_markdown_needs_nothing_that_only_the_site_knows(path: Path) -> None:
+    assert not LEFT_OVER.findall(outside_code(markdown(parse(path), BOOK)))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=stem)
+def test_plain_markdown_has_the_code_and_the_outputs_of_its_page(path: Path) -> None:
+    page = parse(path)
+    text = markdown(page, BOOK)
+    fences = [token for token in MarkdownIt().parse(text) if token.type == "fence"]
+    lang = {"output": "text"}
+    assert [token.info for token in fences] == [lang.get(f.lang, f.lang) for f in page.fences]
+    for token, fence in zip(fences, page.fences, strict=True):
+        shown = squeeze(token.content)
+        if "--8<--" in fence.source:
+            assert shown.startswith("def ") and "return" in shown
+        else:
+            assert shown == squeeze(fence.source)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=stem)
+def test_the_formulas_of_plain_markdown_can_be_typeset(path: Path) -> None:
+    text = markdown(parse(path), BOOK)
+    formulas = [m for m in VERBATIM.finditer(outside_code(text)) if not m["text"]]
+    assert formulas or path.stem == "bibliography"
+    for match in formulas:
+        assert typeset(match[0].strip("$"), bool(match["display"]))
+
+
+def test_figures_are_drawn_in_a_notebook_and_told_in_plain_markdown(chapter: Chapter) -> None:
+    drawn = [chapter.run[s].value for s in chapter.page.snippets if s.figure]
+    shown = [o.data for c in chapter.notebook.cells for o in c.get("outputs", []) if "data" in o]
+    assert [d["image/svg+xml"] for d in shown if "image/svg+xml" in d] == [f.svg for f in drawn]
+    told = re.findall(r"^\*Figure: .+?\.\* (.+)", markdown(chapter.page, BOOK), re.M)
+    assert told == [figure.alt for figure in drawn] != []
