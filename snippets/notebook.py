@@ -8,6 +8,7 @@ would define what the reader is asked for.
 """
 
 from doctest import DocTestParser
+from html import escape
 
 import nbformat
 from nbformat import NotebookNode
@@ -153,7 +154,7 @@ class _Maker:
         self.markdown("## Solutions\n\nTo try one, copy its code into the exercise's cell.")
         for exercise, told in self.solutions:
             self.markdown(
-                f"<details>\n<summary>{exercise.title}</summary>\n\n{told.take()}\n\n</details>"
+                f"<details>\n<summary>{escape(exercise.title)}</summary>\n\n{told.take()}\n\n</details>"
             )
 
     def flush(self) -> None:

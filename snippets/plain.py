@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from .katex import MACROS
 from .markdown_ext import EQREF, LABEL, strip_macros, svg_words
-from .page import CODE_SPAN, COMMENT, FIGURE, OUTPUT, RUN, SOLUTION, Fence, Page, blank, listing
+from .page import CODE_SPAN, COMMENT, FIGURE, OUTPUT, RUN, SOLUTION, Fence, Page, listing
 
 FENCE_MARK = re.compile(r"(?P<pad>.*)\0(?P<index>\d+)\0")  # where a fence stood
 DISPLAY, INLINE = r"\$\$.+?\$\$", r"\$(?!\s)(?:\\.|[^\\$\n]|\n(?![ \t]*\n))+?(?<!\s)\$"
@@ -25,9 +25,7 @@ PAIR = r'(?:[.#][\w-]+|[\w-]+="[^"]*")'
 ATTR_LIST = re.compile(rf"[ ]*\{{:?[ ]*{PAIR}(?:[ ]+{PAIR})*[ ]*\}}")
 LONE_ATTR_LIST = re.compile(rf"^{ATTR_LIST.pattern}[ ]*\n?", re.M)
 LINK = re.compile(r"(?<=\])\((?!\w+:|//|figures/)(?P<path>[^)#\s]*)(?P<anchor>#[^)\s]*)?")
-BOX = re.compile(
-    r'(?P<indent>[ ]*)(?:!!!|\?{3}\+?|={3}[!+]?)[ ]+(?P<type>\w*)[^"]*(?:"(?P<title>.*)")?[ ]*'
-)
+BOX = re.compile(r'[ ]*(?:!!!|\?{3}\+?|={3}[!+]?)[ ]+(?P<type>\w*)[^"]*(?:"(?P<title>.*)")?[ ]*')
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ def _plain_prose(page: Page, book: Book) -> str:
         at = fence.end
     text += page.text[at:]
     text = re.sub(rf"(?m)^[ ]*{COMMENT.pattern}[ ]*\n|{COMMENT.pattern}", "", text, flags=re.S)
-    tags = _tags(page)
+    tags = _tags([match[0] for match in VERBATIM.finditer(text) if not match["text"]])
     out, at = "", 0
     for match in VERBATIM.finditer(text):
         out += _words(text[at : match.start()], page, book)
@@ -178,12 +176,10 @@ def _words(text: str, page: Page, book: Book) -> str:
     return LINK.sub(absolute, text)
 
 
-def _tags(page: Page) -> dict[str, str]:
+def _tags(formulas: list[str]) -> dict[str, str]:
     """The numbers of the formulas that the page refers to, as on the site: in their order."""
-    prose = blank(page.text, [(fence.start, fence.end) for fence in page.fences])
-    prose = blank(prose, [m.span() for m in COMMENT.finditer(prose)])
-    wanted = {match["name"] for match in EQREF.finditer(prose)}
-    labels = [m["name"] for m in LABEL.finditer(prose) if m["name"] in wanted]
+    wanted = {match["name"] for tex in formulas for match in EQREF.finditer(tex)}
+    labels = [m["name"] for tex in formulas for m in LABEL.finditer(tex) if m["name"] in wanted]
     return {name: str(i) for i, name in enumerate(labels, start=1)}
 
 

@@ -87,6 +87,7 @@ PLAIN = {
         r"$\eqref{three}$ and $\eqref{two}$.",
         "$$\na\n$$\n\n$$\nb \\tag{1}\n$$\n\n$$\nc \\tag{2}\n$$\n\n(2) and (1).",
     ),
+    "a label in code": ("`\\label{one}` $$\na \\label{two}\n$$ $\\eqref{two}$", "`\\label{one}` $$a \\tag{1}$$ (1)"),
     "an admonition": ('!!! note "A *title*"\n    One.\n\n    Two.\n\nThree.', "> **A *title***\n>\n> One.\n>\n> Two.\n\nThree."),
     "an admonition without a title": ("!!! note\n    One.", "> **Note**\n>\n> One."),
     "a margin note": ('!!! margin ""\n    One.\n', "> One."),
