@@ -121,13 +121,14 @@ def test_a_notebook_is_valid_and_says_what_runs_it(chapter: Chapter) -> None:
 
 def test_a_notebook_has_all_the_code_of_its_page(chapter: Chapter) -> None:
     sources = [cell.source for cell in chapter.notebook.cells]
-    told = "\n".join(sources)
+    solutions = [s for exercise in chapter.page.exercises for s in exercise.solution]
     for snippet in chapter.page.snippets:
-        source = squeeze(snippet.fence.source)
-        assert source in told or snippet.is_listing
-    solutions = [s for e in chapter.page.exercises for s in e.solution]
-    for snippet in chapter.page.snippets:
-        if snippet not in solutions and not snippet.is_listing:
+        if snippet.is_listing:
+            file, _, name = snippet.fence.source.split('"')[1].partition(":")
+            module = file.removesuffix(".py").replace("/", ".")
+            at = sources.index(f"from {module} import {name}")
+            assert f"> def {name}(" in sources[at - 1]
+        elif snippet not in solutions:
             assert squeeze(snippet.fence.source) in sources
 
 

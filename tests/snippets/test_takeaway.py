@@ -102,7 +102,7 @@ PLAIN = {
     "code that is not run": ('``` { .python data-notest="no GPU" }\n1\n```\n', "*Not run: no GPU.*\n\n```python\n1\n```"),
     "a fence in a fence": ("````markdown\n```python\n!!! x\n```\n````", "````markdown\n```python\n!!! x\n```\n````"),
     "a comment": ("One.\n\n<!-- two\n\nthree -->\n\nFour<!-- five -->.", "One.\n\nFour."),
-    "attributes": ("## A { #a }\n\n[B](https://x.example/){ .md-button .x }\n\n- C\n  { #c }", "## A\n\n[B](https://x.example/)\n\n- C"),
+    "attributes": ("## A { #a }\n\n[B](https://x.example/){ .md-button .x }\n\n- C\n  { #c }\n- D", "## A\n\n[B](https://x.example/)\n\n- C\n- D"),
     "a link to a page": ("[a](other.md)", "[a](https://b.example/part/other/)"),
     "a link upwards": ("[a](../more/b.md#c)", "[a](https://b.example/more/b/#c)"),
     "a link to the first page": ("[a](../index.md)", "[a](https://b.example/)"),
