@@ -93,6 +93,7 @@ def execute(book: NotebookNode) -> NotebookNode:
         book,
         timeout=120,
         resources={"metadata": {"path": str(ROOT)}},
+        coalesce_streams=True,  # what is printed slowly arrives in pieces
         extra_arguments=["--IPKernelApp.log_level=40"],
     ).execute()
     return book
