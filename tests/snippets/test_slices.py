@@ -237,7 +237,7 @@ def test_a_pasted_file_prints_what_a_notebook_shows(code: str, line: str, shows:
 
 
 def test_prompts_become_a_file() -> None:
-    above, found = runnables("a = 3", "```pycon\n>>> a + 1\n4\n>>> b = 'x'\n>>> b\n'x'\n```")
+    *_, found = runnables("a = 3", "```pycon\n>>> a + 1\n4\n>>> b = 'x'\n>>> b\n'x'\n```")
     assert found["code"] == "a = 3\n\nprint(repr(a + 1))\nb = 'x'\nprint(repr(b))\n"
     assert found["shows"] == "4\n'x'\n"
 
