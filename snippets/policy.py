@@ -1,8 +1,8 @@
 """A content security policy in each page: nothing from other hosts, no script that is not ours.
 
-Styles keep 'unsafe-inline': KaTeX places the parts of a formula by style attributes. The theme's few
-scripts in the page are allowed by their hashes, and every page allows those of all, because with
-instant navigation a page keeps the policy of the one that was loaded first.
+Styles keep 'unsafe-inline': KaTeX places the parts of a formula by style attributes. The theme's
+few scripts in the page are allowed by their hashes, and every page allows those of all, because
+with instant navigation a page keeps the policy of the one that was loaded first.
 """
 
 import base64

@@ -19,6 +19,7 @@ from .page import INTERACTIVE, OUTPUT, RUN
 from .render import squeeze
 
 VERIFIED, CHANGED, NEVER = "verified", "changed", "never"
+CORNER = 58  # characters of a first line that leave room for the buttons
 SIGNS = {VERIFIED: "✓", CHANGED: "△", NEVER: "○"}
 BLOCK = re.compile(
     r'<div class="language-(?P<lang>[\w+#.-]+) highlight"(?P<attrs>[^>]*)>'
@@ -98,7 +99,7 @@ def mark(shown: State, how: str, links: str = "", table: str = "") -> str:
 def table(rows: Iterable[tuple[str, str, State]]) -> str:
     """Page by page, for the index: title, address, state."""
     body = "".join(
-        f'<tr data-state="{one.word}"><td><a href="{html.escape(url)}">{html.escape(title)}</a></td>'
+        f'<tr data-state="{one.word}"><td><a href="{url}">{html.escape(title)}</a></td>'
         f"<td>{html.escape(one.sentence)}</td></tr>"
         for title, url, one in rows
     )
@@ -125,26 +126,28 @@ def add_buttons(content: str, shown: State, home: str) -> str:
             return match[0]
         count += 1
         name = f"__code_{count}"
-        buttons = f'<button type="button" class="code-copy" {_copies(match, name)}>Copy</button>'
+        text = squeeze(BeautifulSoup(match["pre"], "html.parser").get_text())
+        buttons = (
+            f'<button type="button" class="code-copy" {_copies(lang, text, name)}>Copy</button>'
+        )
         if lang in (RUN, INTERACTIVE):
-            text = squeeze(BeautifulSoup(match["pre"], "html.parser").get_text())
             found = next((item for item in ready if item["block"] == text), None)
             if found:
                 ready.remove(found)
                 buttons += _run_button(found, home)
+        row = " row" if len(text.partition("\n")[0]) > CORNER else ""
         return (
             f'<div class="language-{lang} highlight" id="{name}"{match["attrs"]}>{match["body"]}'
-            f'<div class="code-tools" data-search-exclude>{buttons}</div></div>'
+            f'<div class="code-tools{row}">{buttons}</div></div>'
         )
 
     return BLOCK.sub(tools, content)
 
 
-def _copies(match: re.Match[str], name: str) -> str:
+def _copies(lang: str, text: str, name: str) -> str:
     """What Material's script copies: the block, or of a console the commands alone."""
-    if match["lang"] != "console":
+    if lang != "console":
         return f'data-clipboard-target="#{name} pre"'
-    text = BeautifulSoup(match["pre"], "html.parser").get_text()
     commands = "\n".join(line[2:] for line in text.split("\n") if line.startswith("$ "))
     return f'data-clipboard-text="{_attribute(commands)}"'
 
@@ -159,7 +162,8 @@ def _run_button(found: dict[str, Any], home: str) -> str:
     }[found["kind"]]
     return (
         f'<button type="button" class="code-run" title="{title}" data-kind="{found["kind"]}" '
-        f'data-clipboard-text="{_attribute(slices.pasted(found, home))}">{html.escape(label)}</button>'
+        f'data-clipboard-text="{_attribute(slices.pasted(found, home))}">'
+        f"{html.escape(label)}</button>"
     )
 
 
