@@ -23,7 +23,7 @@ from typing import Any
 from .page import INTERACTIVE, Page, Snippet, compiles, listing
 from .render import squeeze
 from .run import DEFINITIONS, Run, Shown, describe
-from .state import as_main, capture, fresh_state
+from .state import as_main, capture, fresh_state, no_loose_ends
 from .units import Unit, units
 
 ALONE, SLICE, PAGE, NOT_RUN = "alone", "slice", "page", "notest"
@@ -56,14 +56,18 @@ class Runnable:
 
 
 def runnables(page: Page, run: Run, root: Path) -> list[dict[str, Any]]:
-    """One for each snippet of a page that has run, in the page's order, for the ledger."""
+    """One for each snippet of a page that has run, in the page's order, for the ledger.
+
+    What only a prompt shows, such as each value of a loop, has no file, and is left out.
+    """
     found, before = [], list[Unit]()
     for snippet in page.snippets:
         shown = run.shown[snippet.start]
         try:
             found.append(asdict(_runnable(snippet, shown, before, root)))
         except RunnableError as error:
-            raise RunnableError(f"{run.name}:{snippet.line}: {error}") from None
+            if snippet.fence.lang != INTERACTIVE:
+                raise RunnableError(f"{run.name}:{snippet.line}: {error}") from None
         before += shown.units
     return found
 
@@ -124,9 +128,13 @@ def _wants(shown: Shown) -> tuple[str, str]:
         return "".join(got for _, got in shown.prompts), ""
     if shown.raised:
         return shown.printed, shown.text[len(shown.printed) :]
-    if hasattr(type(shown.value), "_repr_svg_"):
+    if _can_save(shown.value):
         return f"{shown.printed}{shown.value!r}\n", ""
     return shown.text, ""
+
+
+def _can_save(value: Any) -> bool:
+    return hasattr(type(value), "_repr_svg_") and hasattr(value, "save")
 
 
 def _plain(snippet: Snippet) -> str:
@@ -150,13 +158,13 @@ def _own(snippet: Snippet, shown: Shown) -> list[Unit]:
             if got and isinstance(unit.nodes[-1], ast.Expr) and unit.is_value:
                 unit.source = _printing(unit.source, "print(repr(", "))")
     elif own and shown.value is not None and isinstance(own[-1].nodes[-1], ast.Expr):
-        if snippet.figure and hasattr(shown.value, "save"):
+        if snippet.figure and _can_save(shown.value):
             name = Path(snippet.figure).name
             after = f'\nfigure.save("{name}")  # a picture to open\nprint(figure)'
             own[-1].source = _printing(own[-1].source, "figure = ", "") + after
         elif shown.as_str:
             own[-1].source = _printing(own[-1].source, "print(", ")")
-        else:
+        elif not snippet.figure:
             own[-1].source = _printing(own[-1].source, "print(repr(", "))")
     return own
 
@@ -293,7 +301,8 @@ def execute(code: str) -> tuple[str, str]:
         os.chdir(folder)
         with capture(io.StringIO()) as printed:
             try:
-                exec(compile(code, "<runnable>", "exec"), module.__dict__)
+                with no_loose_ends():
+                    exec(compile(code, "<runnable>", "exec"), module.__dict__)
             except (Exception, SystemExit) as error:
                 return printed.getvalue(), describe(error) + "\n"
         return printed.getvalue(), ""
