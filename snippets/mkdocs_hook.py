@@ -42,19 +42,25 @@ def on_config(config: Any) -> Any:
 @event_priority(-100)  # after the notebook plugin has wrapped the files
 def on_files(files: Any, config: Mapping[str, Any]) -> Any:
     root = Path(config["config_file_path"]).parent
+    stale = []
     for file in files:
         path = Path(file.abs_src_path or "")
         if file.is_documentation_page() and not file.src_uri.endswith((".md", ".ipynb")):
             raise PluginError(f"{file.src_uri}: a page ends in .md, or no test would see it")
         if file.src_uri.endswith(".md") and (why := ledger.why_stale(root, path)):
-            # under --strict, with which the site is published, a warning ends the build
-            level = logging.INFO if serving else logging.WARNING
-            log.log(level, "%s: %s; run `%s` first", file.src_uri, why, ledger.COMMAND)
+            stale.append(f"{file.src_uri}: {why}")
         if file.src_uri.endswith(".ipynb"):
             try:
                 file.abs_src_path = str(lab.executed(root, path))
             except lab.LabError as error:
                 raise PluginError(str(error)) from None
+    if stale and config["strict"]:  # as it is published
+        listed = "\n  ".join(stale)
+        raise PluginError(
+            f"these pages are not what was run:\n  {listed}\nRun `{ledger.COMMAND}` first."
+        )
+    for line in stale:
+        log.info("%s; run `%s` to check it", line, ledger.COMMAND)
     return files
 
 
