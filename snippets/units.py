@@ -51,10 +51,9 @@ class Unit:
         return isinstance(self.nodes[-1], ast.Expr)
 
     def settles(self, name: str) -> bool:
-        """Whether nothing earlier can matter to `name` once this has run."""
-        simple = all(isinstance(node, SIMPLE) for node in self.nodes)
-        fresh = name.startswith("<") or simple
-        return name in self.binds and name not in self.reads and fresh
+        """Whether nothing earlier matters to `name` but what this statement reads."""
+        surely = all(isinstance(node, SIMPLE) for node in self.nodes) or name.startswith("<")
+        return surely and name in self.binds
 
 
 def units(source: str) -> list[Unit]:

@@ -4,13 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from bs4 import BeautifulSoup
 from bs4.element import Tag
 
-from snippets import gate
+from snippets import gate, ledger
 
 ROOT = Path(__file__).parents[2]
 LAB = """{"cells": [{"cell_type": "code", "id": "a", "metadata": {}, "outputs": [],
@@ -73,6 +74,33 @@ def test_all_marks_fall_when_the_package_changes(book: Path) -> None:
             assert mark(book, name)[0] == "changed"
             assert "attention/ has changed" in mark(book, name)[1]
     assert mark(book, "index.md")[1] == "△ 0 of 4 pages are verified as they are now."
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda text: text + "x = 1\n", "a button copies what no test has run"),
+        (lambda text: text[2:], "a runnable copy does not say what must be installed"),
+        (lambda text: None, "a runnable copy is missing"),
+    ],
+)
+def test_the_gate_sees_a_change_of_what_a_button_copies(
+    site: Path, change: Callable[[str], str | None], complaint: str
+) -> None:
+    source = ROOT / "docs/foundations/similarity.md"
+    entry, soup = (
+        ledger.read(ROOT, source),
+        gate.soup_of(gate.html_path(site, "docs/foundations/similarity.md")),
+    )
+    assert entry is not None
+    assert gate.check_page(soup, entry) == []
+    button = soup.select(".code-run")[3]
+    if (text := change(str(button["data-clipboard-text"]))) is None:
+        button.decompose()
+    else:
+        button["data-clipboard-text"] = text
+    (found,) = gate.check_page(soup, entry)
+    assert complaint in found
 
 
 def test_every_page_of_the_site_is_verified_and_says_so(site: Path) -> None:

@@ -124,6 +124,21 @@ def test_a_runnable_copy_is_what_was_run_under_a_line_of_what_it_takes(
     assert all(str(b["data-clipboard-text"]).startswith("# Needs Python alone") for b in buttons)
 
 
+def test_equal_blocks_in_two_places_are_two_copies(book: Path, check: Check) -> None:
+    show = "```python\nx\n```\n```output\n{}\n```\n\n"
+    set_x = "```python\nx = {}\n```\n\n"
+    assert check("".join((set_x + show).format(i, i) for i in (1, 2))).ok
+    buttons = shown(book, book / "docs/page.md").select(".code-run")
+    codes = [str(button["data-clipboard-text"]).split("\n\n", 1)[1] for button in buttons]
+    assert codes == ["x = 1\n", "x = 1\n\nprint(x)\n", "x = 2\n", "x = 2\n\nprint(x)\n"]
+
+
+def test_the_books_date_is_that_of_the_page_verified_longest_ago(book: Path, page: Path) -> None:
+    state = reader.state(book, page)
+    old = reader.State(state.word, "", state.entry | {"date": "2026-01-09"})
+    assert reader.whole([state, old]).sentence.endswith(", 9 January 2026.")
+
+
 def test_a_button_says_what_its_code_takes(book: Path, page: Path) -> None:
     labels = [button.get_text() for button in shown(book, page).select(".code-run")]
     assert labels == [

@@ -145,6 +145,38 @@ TORCH = "import torch"
             ("n = 3", "m = 4", "[i * n for i in range(2)]"), ["n = 3"], ["m"], id="a comprehension"
         ),
         pytest.param(
+            ("n = 3", "a = [i * n for i in range(2)]", "n = 4", "a"),
+            ["n = 3"],
+            ["n = 4"],
+            id="what a comprehension reads at once",
+        ),
+        pytest.param(
+            ("a = 1", "if a > 1:\n    a = 2", "a"), ["a = 1", "if a"], [], id="perhaps bound anew"
+        ),
+        pytest.param(
+            ("a = 1", "if not __name__:\n    a = 2", "a"),
+            ["a = 1"],
+            [],
+            id="in fact not bound anew",
+        ),
+        pytest.param(
+            (
+                TORCH,
+                "w = torch.ones(1, requires_grad=True)",
+                "for _ in range(2):\n    (3 * w).sum().backward()",
+                "w.grad",
+            ),
+            ["for _ in"],
+            [],
+            id="gradients in a loop",
+        ),
+        pytest.param(
+            ("def make():\n    global z\n    z = 5", "for _ in range(1):\n    make()", "z"),
+            ["for _ in"],
+            [],
+            id="a global that a function makes",
+        ),
+        pytest.param(
             ("class A:\n    x = 1", "y = 1", "class B(A):\n    pass", "B.x"),
             ["class A", "class B"],
             ["y = 1"],
