@@ -56,9 +56,10 @@ update: page $(READY) ## rewrite the outputs of PAGE=docs/....md from its code
 page:
 	@test -n "$(PAGE)" || { echo 'Which page? Say: make update PAGE=docs/foundations/similarity.md' >&2; exit 2; }
 
-build: $(READY) ## run the pages, then build the site into site/
+build: $(READY) ## run the pages, build the site into site/, hold it against them
 	$(PY) -m pytest docs -q
 	$(PY) -m mkdocs build --strict --site-dir $(SITE)
+	$(PY) -m snippets.gate $(SITE)
 
 # Not $(READY): the pins may be what keeps the set-up from finishing. The header
 # of constraints.txt, up to its first empty line, stays.

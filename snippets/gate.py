@@ -68,6 +68,12 @@ def check_page(soup: Tag, entry: dict[str, Any]) -> list[str]:
         out.append(f"shows {python} blocks of Python, {entry['snippets']} were run")
     if len(soup.select("[data-notest]")) != len(entry["notest"]):
         out.append("a block that was not run is not marked as such")
+    buttons = [str(button["data-clipboard-text"]) for button in soup.select("button.code-run")]
+    copied = Counter(text.partition("\n\n")[2] for text in buttons)
+    if copied != Counter(item["code"] for item in entry["runnable"]):
+        out.append("a button copies what no test has run, or a runnable copy is missing")
+    if any(not text.startswith("# ") for text in buttons):
+        out.append("a runnable copy does not say what must be installed")
     if soup.select(".katex-error, merror"):
         out.append("a formula is shown as an error")
     return out

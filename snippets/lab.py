@@ -5,6 +5,7 @@ whose name carries a hash of all that it depends on; a failing cell leaves no co
 """
 
 import os
+import platform
 import re
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from .ledger import digest, digest_files
+from .ledger import digest, digest_files, torch_version
+from .reader import VERIFIED, State
 
 
 class LabError(RuntimeError):
@@ -51,3 +53,10 @@ def executed(root: Path, notebook: Path) -> Path:
     nbformat.write(book, draft)
     draft.replace(target)
     return target
+
+
+def state(executed: Path) -> State:
+    """The mark of a lab: it is shown as it was executed, or not at all."""
+    cells = [c for c in nbformat.read(executed, as_version=4).cells if c.cell_type == "code"]
+    versions = f"torch {torch_version()}, Python {platform.python_version()}"
+    return State(VERIFIED, f"Executed for this site: {len(cells)} cells of code, {versions}.", {})

@@ -1,4 +1,4 @@
-"""MkDocs' door to the book: build only what was run, show the labs as executed, name the rest.
+"""MkDocs' door to the book: say of each page whether it is what was run, and give it its buttons.
 
 Small on purpose: what pages need to be rendered is in `markdown_ext`, which any engine can load.
 """
@@ -12,8 +12,9 @@ from typing import Any
 
 from mkdocs.exceptions import PluginError
 from mkdocs.plugins import event_priority
+from mkdocs.utils import get_relative_url
 
-from snippets import lab, ledger, takeaway
+from snippets import lab, ledger, policy, reader, takeaway
 from snippets.katex import typeset
 from snippets.takeaway import NO_CHAPTERS
 
@@ -53,7 +54,7 @@ def on_files(files: Any, config: Mapping[str, Any]) -> Any:
                 file.abs_src_path = str(lab.executed(root, path))
             except lab.LabError as error:
                 raise PluginError(str(error)) from None
-    if stale and not serving:
+    if stale and config["strict"]:  # as it is published
         listed = "\n  ".join(stale)
         raise PluginError(
             f"these pages are not what was run:\n  {listed}\nRun `{ledger.COMMAND}` first."
@@ -79,11 +80,31 @@ def _formula(match: re.Match[str]) -> str:
     return f'<span class="arithmatex" data-search-exclude>{body}</span>'
 
 
+@event_priority(-100)  # after the search has read the page, which wants no buttons
 def on_page_context(context: Any, page: Any, config: Any, nav: Any) -> Any:
-    """A chapter's number is its place in the navigation: parts come before labs and back matter."""
+    """The chapter's number, the mark under the title, and the buttons of each block.
+
+    A chapter's number is its place in the navigation: parts come before labs and back matter.
+    """
     parts = [item for item in nav.items if item.is_section]
     pages = [page for part in parts if part.title not in NO_CHAPTERS for page in part.children]
     context["chapter"] = pages.index(page) + 1 if page in pages else None
+    root = Path(config["config_file_path"]).parent
+    how = get_relative_url(".", page.url) + "#how-the-pages-are-kept-true"
+    if page.file.src_uri.endswith(".ipynb"):
+        shown = lab.state(Path(page.file.abs_src_path))
+        page.content = reader.under_title(page.content, reader.mark(shown, how))
+        return context
+    shown, table = reader.state(root, Path(page.file.abs_src_path)), ""
+    page.content = reader.add_buttons(page.content, shown, config.repo_url or "")
+    if page.is_homepage:
+        rows = [
+            (one.title, get_relative_url(one.url, page.url), reader.state(root, path))
+            for one in nav.pages
+            if (path := Path(one.file.abs_src_path)).suffix == ".md"
+        ]
+        shown, table = reader.whole(row[-1] for row in rows), reader.table(rows)
+    page.content = reader.under_title(page.content, reader.mark(shown, how, table=table))
     return context
 
 
@@ -93,3 +114,5 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
 
 def on_post_build(config: Any) -> None:
     takeaway.write(config)
+    if not serving:  # its reloading is a script in the page
+        policy.write(Path(config["site_dir"]))

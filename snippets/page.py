@@ -8,7 +8,8 @@ The rules, which CONTRIBUTING.md explains to authors:
 - a fence is ` ```python `, ` ```pycon `, ` ```output `, or one of `SHOWN`; any other is a problem;
 - an ` ```output ` fence stands directly under the Python fence whose output it is;
 - `` `0.24`{data-expr="weights[1]"} `` and `\py{0.24}{weights[1]}` are numbers with a source;
-- a Python fence may carry `data-raises="ValueError"` or `data-notest="why"`, and no more;
+- a Python fence may carry `data-raises="ValueError"`, `data-notest="why"`, or, for the reader who
+  copies it, `data-needs="several processes"`, and no more;
 - a folded `Solution` ends in a snippet with `data-check="name"`, which judges a reader's `name`.
 """
 
@@ -28,12 +29,13 @@ from pymdownx.snippets import SnippetExtension, SnippetMissingError
 
 RUN, INTERACTIVE, OUTPUT = "python", "pycon", "output"
 SHOWN = {"text", "console", "markdown", "toml", "yaml", "json", "make", "bibtex"}  # never run
-HIGHLIGHTING = {"title", "hl_lines", "linenums"}
-WORDED = {
+REASONS = {  # what a Python fence may say of itself, and with what words
     "data-notest": "a reason",
     "data-raises": "the error's type",
+    "data-needs": "what it takes, such as several processes",
     "data-check": "the names that the reader's answer defines",
 }
+HIGHLIGHTING = {"title", "hl_lines", "linenums"}
 
 FENCE = re.compile(r"(?P<prefix>[ \t>]*)(?P<marks>`{3,}|~{3,})[ \t]*(?P<info>[^\n]*)")
 WORDS = re.compile(r'(?P<lang>[\w#+.-]*)(?P<options>(?:[ \t]+\w+(?:="[^"]*")?)*)[ \t]*')
@@ -294,10 +296,10 @@ def _check_fences(page: Page) -> None:
                     else f" (run: {RUN}, {INTERACTIVE}; shown: {', '.join(sorted(SHOWN))})"
                 ),
             )
-        allowed = HIGHLIGHTING | (WORDED.keys() if fence.lang == RUN else set())
+        allowed = HIGHLIGHTING | (REASONS.keys() if fence.lang == RUN else set())
         for name in sorted(fence.attrs.keys() - allowed):
             page.problem(fence.start, f"unknown attribute {name!r} on a {fence.lang} fence")
-        for name, wants in WORDED.items():
+        for name, wants in REASONS.items():
             if not fence.attrs.get(name, "-").strip():
                 page.problem(fence.start, f'{name}="" needs {wants}')
         if INCLUDE.search(fence.source) and (fence.lang != RUN or fence.source.count("\n") != 1):

@@ -20,7 +20,7 @@ import pytest
 from sybil import Document, Example, Region, Sybil
 from sybil.document import PythonDocStringDocument
 
-from . import ledger, render, update
+from . import ledger, render, slices, update
 from .compare import NEAR, SAME, compare_number, compare_output, show, tidy
 from .page import INTERACTIVE, Number, Page, Snippet, parse
 from .run import (
@@ -48,6 +48,7 @@ class Sheet:
     edits: list[update.Edit] = field(default_factory=list)
     figures: dict[str, str] = field(default_factory=dict)
     seen: dict[str, Any] = field(default_factory=dict)
+    runnables: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -63,6 +64,7 @@ class Book:
     heard: Counter[str] = field(default_factory=Counter)  # from workers of xdist
     docstrings: int = 0
     overhead: float = 0.0
+    slicing: float = 0.0
 
     # Sybil's parser for pages
 
@@ -92,7 +94,7 @@ class Book:
         if not message:
             sheet.passed.add(part.start if part else len(sheet.page.text))
             if sheet.passed == sheet.parts and not self.updating:
-                self._enter(sheet)
+                message = self._enter(sheet)
         return message
 
     def _judge(self, sheet: Sheet, part: Part) -> str | None:
@@ -184,8 +186,16 @@ class Book:
             path.write_text(svg, "utf-8")
         sheet.figures[src] = ledger.digest(svg)
 
-    def _enter(self, sheet: Sheet) -> None:
-        page = sheet.page
+    def _enter(self, sheet: Sheet) -> str | None:
+        """A page all of whose parts passed: its snippets run alone too, and it is written down."""
+        page, start = sheet.page, time.perf_counter()
+        try:
+            sheet.runnables = slices.runnables(page, sheet.run, self.root)
+        except slices.RunnableError as error:
+            ledger.forget(self.root, page.path)
+            return str(error)
+        finally:
+            self.slicing += time.perf_counter() - start
         ledger.write(
             self.root,
             page.path,
@@ -194,8 +204,10 @@ class Book:
             notest=[[s.line, s.notest] for s in page.snippets if s.notest],
             outputs=[sheet.run[s].outputs for s in page.snippets],
             pinned=self.pinned,
+            runnable=sheet.runnables,
             **sheet.seen,
         )
+        return None
 
     def report(self) -> tuple[dict[str, int], list[str]]:
         """Counts of what was run (times in ms), and what a reader of the summary must know."""
@@ -210,6 +222,9 @@ class Book:
             "docstrings": self.docstrings,
             "code": round(1000 * sum(sheet.run.seconds for sheet in ran)),
             "overhead": round(1000 * self.overhead),
+            "slicing": round(1000 * self.slicing),
+            **dict.fromkeys(slices.KINDS, 0),
+            **Counter(item["kind"] for sheet in ran for item in sheet.runnables),
         }
         notes = [f"not run: {name}:{s.line}: {s.notest}" for name, s in hidden]
         if not self.pinned and ran:
@@ -342,5 +357,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         f"{counts['figures']} figures, {counts['docstrings']} docstrings; "
         f"their code took {counts['code'] / 1000:.2f} s, the checker {each:.1f} ms a snippet"
     )
+    if any(counts[kind] for kind in slices.KINDS):
+        kinds = ", ".join(f"{counts[kind]} {what}" for kind, what in slices.KINDS.items())
+        terminalreporter.write_line(
+            f"to copy and run: {kinds}; running each took {counts['slicing'] / 1000:.2f} s"
+        )
     for note in notes:
         terminalreporter.write_line(note)

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from .page import INTERACTIVE, Number, Page, Snippet, listing
 from .state import as_main, capture, fresh_state, no_loose_ends
+from .units import Unit, Watch, units
 
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 SOURCE = "<snippet>"  # the file of what was parsed, whose lines count from its own first
@@ -47,6 +48,10 @@ class Shown:
     error: str | None = None  # a message that points at file and line
     skipped: str | None = None
     prompts: list[tuple[doctest.Example, str]] = field(default_factory=list)
+    units: list[Unit] = field(default_factory=list)  # the statements, with what each changed
+    printed: str = ""  # what was printed, of `text`
+    raised: bool = False  # as the page says it does
+    as_str: bool = False  # whether `print(value)` says what `repr(value)` says
     outputs: list[Output] = field(default_factory=list)  # one for each input: `>>>` has many
 
 
@@ -127,22 +132,27 @@ class Run:
             told: list[Output] = []
             source = snippet.fence.source
             prompts = run_prompts(source, self.namespace, self.printed, told)
-            return Shown(prompts=prompts, outputs=told)
+            sources = [units(example.source) for example, _ in prompts if not example.exc_msg]
+            every = [unit for each in sources for unit in each]
+            return Shown(prompts=prompts, outputs=told, units=every)
         if snippet.is_listing:
             return self._listing(snippet)
-        value = None
+        shown = Shown()
         with capture(self.printed) as printed:
             try:
-                value = self._execute(snippet)
+                value = shown.value = self._execute(snippet, shown.units)
             except (Exception, SystemExit) as error:
                 if snippet.raises not in {t.__name__ for t in type(error).__mro__[:-2]}:
                     raise
-                output = Output(printed.getvalue(), error=describe(error))
-                return Shown(text=f"{output.printed}{output.error}\n", outputs=[output])
-            output = Output(printed.getvalue(), None if value is None else repr(value))
+                shown.raised, shown.printed = True, printed.getvalue()
+                shown.text = shown.printed + describe(error) + "\n"
+                shown.outputs = [Output(shown.printed, error=describe(error))]
+                return shown
+            shown.printed = shown.text = printed.getvalue()
+            shown.outputs = [Output(shown.printed, None if value is None else repr(value))]
             if value is not None and not snippet.figure:
-                printed.write(f"{output.value}\n")
-        shown = Shown(text=printed.getvalue(), value=value, outputs=[output])
+                shown.text += repr(value) + "\n"
+                shown.as_str = str(value) == repr(value)
         where = f"{self.name}:{snippet.line}"
         draws = hasattr(type(value), "_repr_svg_")
         if snippet.raises:
@@ -157,20 +167,27 @@ class Run:
             self.figures[snippet.figure] = str(value._repr_svg_())
         return shown
 
-    def _execute(self, snippet: Snippet) -> Any:
-        """Run all but a last expression, whose value is returned."""
+    def _execute(self, snippet: Snippet, done: list[Unit]) -> Any:
+        """Run statement by statement, each watched; the value of a last expression is returned."""
         tree = ast.parse(snippet.fence.source, SOURCE)
         ast.increment_lineno(tree, snippet.line - 1)
         for node in ast.walk(tree):  # so that carets stand under the page's own line
             if isinstance(node, (ast.expr, ast.stmt)):
                 node.col_offset += len(snippet.fence.prefix)
                 node.end_col_offset = (node.end_col_offset or 0) + len(snippet.fence.prefix)
-        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
         path = str(self.page.path)
-        exec(compile(tree, path, "exec"), self.namespace)
-        if isinstance(last, ast.Expr):
-            return eval(compile(ast.Expression(last.value), path, "eval"), self.namespace)
-        return None
+        compile(tree, path, "exec")  # what no statement alone would show to be wrong
+        rest, value, watch = tree.body, None, Watch(self.namespace)
+        for unit in units(snippet.fence.source):
+            nodes, rest = rest[: len(unit.nodes)], rest[len(unit.nodes) :]
+            last = nodes.pop() if not rest and isinstance(nodes[-1], ast.Expr) else None
+            exec(compile(ast.Module(nodes, []), path, "exec"), self.namespace)
+            if isinstance(last, ast.Expr):
+                value = eval(compile(ast.Expression(last.value), path, "eval"), self.namespace)
+            unit.changes = watch.changes()
+            unit.opaque = unit.is_bare_call and value is None and not unit.changes
+            done.append(unit)
+        return value
 
     def _listing(self, snippet: Snippet) -> Shown:
         """A section of the package counts as run: the page's names become the package's objects."""
@@ -179,11 +196,15 @@ class Run:
         module = importlib.import_module(place)
         if not names:
             raise LookupError(f"{snippet.fence.source.strip()} defines no function and no class")
+        shown = Shown(value=source)
+        public = importlib.import_module(module.__name__.partition(".")[0])
         for name in names:
             self.namespace[name] = thing = getattr(module, name)
             if inspect.getsource(thing).strip() not in source:
                 raise LookupError(f"{name} of {module.__name__} is not what this section shows")
-        return Shown(value=source)
+            home = public if getattr(public, name, None) is thing else module
+            shown.units += units(f"from {home.__name__} import {name}")
+        return shown
 
     def _fail(self, part: Snippet | Number, error: BaseException) -> Shown:
         """The message for a part that raised: its own line, and the traceback from there on."""
