@@ -91,9 +91,10 @@ def on_page_context(context: Any, page: Any, config: Any, nav: Any) -> Any:
     context["chapter"] = pages.index(page) + 1 if page in pages else None
     root = Path(config["config_file_path"]).parent
     how = get_relative_url(".", page.url) + "#how-the-pages-are-kept-true"
+    links = reader.take(takeaway.links(page, config))
     if page.file.src_uri.endswith(".ipynb"):
         shown = lab.state(Path(page.file.abs_src_path))
-        page.content = reader.under_title(page.content, reader.mark(shown, how))
+        page.content = reader.under_title(page.content, reader.mark(shown, how, links))
         return context
     shown, table = reader.state(root, Path(page.file.abs_src_path)), ""
     page.content = reader.add_buttons(page.content, shown, config.repo_url or "")
@@ -104,7 +105,7 @@ def on_page_context(context: Any, page: Any, config: Any, nav: Any) -> Any:
             if (path := Path(one.file.abs_src_path)).suffix == ".md"
         ]
         shown, table = reader.whole(row[-1] for row in rows), reader.table(rows)
-    page.content = reader.under_title(page.content, reader.mark(shown, how, table=table))
+    page.content = reader.under_title(page.content, reader.mark(shown, how, links, table))
     return context
 
 

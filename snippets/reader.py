@@ -96,6 +96,16 @@ def mark(shown: State, how: str, links: str = "", table: str = "") -> str:
     )
 
 
+def take(links: Iterable[tuple[str, str, str]]) -> str:
+    """What a reader can take away: label, address, kind."""
+    made = [
+        f'<a href="{html.escape(url)}" data-take="{kind}"{" download" * (kind == "notebook")}>'
+        f"{label}</a>"
+        for label, url, kind in links
+    ]
+    return f'<p class="take">To take away: {" · ".join(made)}</p>' if made else ""
+
+
 def table(rows: Iterable[tuple[str, str, State]]) -> str:
     """Page by page, for the index: title, address, state."""
     body = "".join(

@@ -49,8 +49,6 @@ class Shown:
     skipped: str | None = None
     prompts: list[tuple[doctest.Example, str]] = field(default_factory=list)
     units: list[Unit] = field(default_factory=list)  # the statements, with what each changed
-    printed: str = ""  # what was printed, of `text`
-    raised: bool = False  # as the page says it does
     as_str: bool = False  # whether `print(value)` says what `repr(value)` says
     outputs: list[Output] = field(default_factory=list)  # one for each input: `>>>` has many
 
@@ -144,12 +142,11 @@ class Run:
             except (Exception, SystemExit) as error:
                 if snippet.raises not in {t.__name__ for t in type(error).__mro__[:-2]}:
                     raise
-                shown.raised, shown.printed = True, printed.getvalue()
-                shown.text = shown.printed + describe(error) + "\n"
-                shown.outputs = [Output(shown.printed, error=describe(error))]
+                shown.text = printed.getvalue() + describe(error) + "\n"
+                shown.outputs = [Output(printed.getvalue(), error=describe(error))]
                 return shown
-            shown.printed = shown.text = printed.getvalue()
-            shown.outputs = [Output(shown.printed, None if value is None else repr(value))]
+            shown.text = printed.getvalue()
+            shown.outputs = [Output(shown.text, None if value is None else repr(value))]
             if value is not None and not snippet.figure:
                 shown.text += repr(value) + "\n"
                 shown.as_str = str(value) == repr(value)

@@ -124,13 +124,13 @@ def _no_line(error: str) -> str:
 
 def _wants(shown: Shown) -> tuple[str, str]:
     """What a snippet printed on its page, with what it showed and a file prints; and its error."""
-    if shown.prompts:
-        return "".join(got for _, got in shown.prompts), ""
-    if shown.raised:
-        return shown.printed, shown.text[len(shown.printed) :]
-    if _can_save(shown.value):
-        return f"{shown.printed}{shown.value!r}\n", ""
-    return shown.text, ""
+    drawn = hasattr(type(shown.value), "_repr_svg_") and not _can_save(shown.value)
+    printed = ""
+    for output in shown.outputs:
+        printed += output.printed
+        printed += f"{output.value}\n" if output.value is not None and not drawn else ""
+    error = shown.outputs[-1].error if shown.outputs else None
+    return printed, f"{error}\n" if error else ""
 
 
 def _can_save(value: Any) -> bool:

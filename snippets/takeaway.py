@@ -100,8 +100,8 @@ def llms_txt(pages: list[tuple[Entry, str, str]], summary: str, book: Book) -> s
 def links(page: Any, config: Any) -> list[tuple[str, str, str]]:
     """What the page (of MkDocs) offers to take away: label, address, kind."""
     source = page.file.src_uri
-    if not source.endswith(".md"):
-        return []
+    if source.endswith(".ipynb"):
+        return [("Notebook", PurePosixPath(source).name, "notebook")]
     found = [("Markdown", "index.md", "markdown")]
     if any(entry.source == source and entry.is_chapter for entry in navigation(config.nav)):
         name = PurePosixPath(source).with_suffix(".ipynb")
