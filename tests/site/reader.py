@@ -1,14 +1,16 @@
 """What the tests in a browser share: where the pages are, what to look for on them, how to look."""
 
+import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from axe_playwright_python.base import AXE_SCRIPT
-from playwright.sync_api import Browser, ConsoleMessage, Page
+from playwright.sync_api import Browser, Page
 
 from snippets import gate
 from snippets import page as pages
-from snippets.page import RUN, Snippet
+from snippets.page import Snippet
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(ROOT.glob("docs/**/*.md"))
@@ -24,7 +26,9 @@ WIDTHS = {"phone": 360, "desktop": 1280}
 
 # What the tests look for. Everything that names a class of the theme or of the book is here.
 ARTICLE = "article"
-BLOCK = "div.highlight"
+PYTHON = "article :is(.language-python, .language-pycon).highlight"
+CONSOLE = "article .language-console.highlight"
+OUTPUT = "article .language-output.highlight"
 TOOLS = "div.code-tools"
 COPY = "button.code-copy"
 RUNNABLE = "button.code-run"
@@ -100,65 +104,69 @@ TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 
 
 @dataclass
-class Listener:
-    """What a page says in its console, and whom it asks for something."""
-
-    heard: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
-
-    def attach(self, page: Page) -> None:
-        page.on("console", self._console)
-        page.on("pageerror", lambda error: self.heard.append(f"uncaught: {error}"))
-        page.on("request", lambda request: self.asked.append(request.url))
-
-    def _console(self, message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
-            self.heard.append(f"{message.type}: {message.text} ({message.location.get('url')})")
-
-
-@dataclass
 class Visit:
     """What a reader met on one page, at one width, in a browser that had never seen it."""
 
-    status: int
-    heard: list[str]
-    asked: list[str]
-    violations: list[str]
-    shifts: list[tuple[float, list[str]]]
-    too_wide: list[str]
-    formulas: list[tuple[str, float, float]]
-    audits: dict[str, list[str]]
+    heard: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+    shifts: list[tuple[float, list[str]]] = field(default_factory=list)
+    too_wide: list[str] = field(default_factory=list)
+    formulas: list[tuple[str, float, float]] = field(default_factory=list)
+    audits: dict[str, list[str]] = field(default_factory=dict)
+
+    def hear(self, kind: str, text: str, place: Mapping[str, object]) -> None:
+        if kind in ("error", "warning"):
+            self.heard.append(f"{kind}: {text} ({place.get('url')})")
 
 
-def visit(browser: Browser, url: str, width: int) -> Visit:
-    """Load a page cold, read it to its end, then look at it closely in both schemes."""
-    touch = width < 600
-    with browser.new_context(
-        viewport={"width": width, "height": 780}, is_mobile=touch, has_touch=touch
-    ) as context:
-        page, listener = context.new_page(), Listener()
-        listener.attach(page)
-        page.add_init_script(WATCH)
-        response = page.goto(url)
-        assert response
-        page.evaluate("document.fonts.ready.then(() => 0)")
-        page.evaluate(SCROLL)
-        shifts = page.evaluate("watched.shifts")
-        page.evaluate(OPEN_ALL)
-        page.evaluate(AXE_SCRIPT)
-        audits = {}
+def visit(browser: Browser, url: str) -> dict[str, Visit]:
+    """Load a page cold, read it to its end, then look at it closely in both schemes.
+
+    On a phone and on a desktop at once, for what takes long runs in the browser.
+    """
+    with contextlib.ExitStack() as stack:
+        open_pages = {}
+        for name, width in WIDTHS.items():
+            context = browser.new_context(
+                viewport={"width": width, "height": 780},
+                is_mobile=name == "phone",
+                has_touch=name == "phone",
+            )
+            stack.enter_context(context)
+            open_pages[name] = context.new_page()
+        visits = {name: _load(page, url) for name, page in open_pages.items()}
         for scheme in (LIGHT, DARK):
-            if scheme == DARK:
-                page.locator(TOGGLE).click()
-            page.locator(f"body[{SCHEME}={scheme}]").wait_for()
-            audits[scheme] = page.evaluate(AUDIT, TAGS)
-        return Visit(
-            response.status,
-            listener.heard,
-            listener.asked,
-            page.evaluate("watched.violations"),
-            shifts,
-            page.evaluate(TOO_WIDE, width),
-            page.evaluate(FORMULAS),
-            audits,
-        )
+            for page in open_pages.values():
+                if scheme == DARK:
+                    page.locator(TOGGLE).click()
+                page.locator(f"body[{SCHEME}={scheme}]").wait_for()
+                page.evaluate(f"tags => {{ window.audit = ({AUDIT})(tags) }}", TAGS)
+            for name, page in open_pages.items():
+                visits[name].audits[scheme] = page.evaluate("audit")
+        for name, page in open_pages.items():
+            visits[name].violations = page.evaluate("watched.violations")
+    return visits
+
+
+def _load(page: Page, url: str) -> Visit:
+    seen = Visit()
+    page.on("console", lambda message: seen.hear(message.type, message.text, message.location))
+    page.on("pageerror", lambda error: seen.heard.append(f"uncaught: {error}"))
+    page.on("request", lambda request: seen.asked.append(request.url))
+    page.add_init_script(WATCH)
+    page.goto(url)
+    page.evaluate("document.fonts.ready.then(() => 0)")
+    page.evaluate(SCROLL)
+    seen.shifts = page.evaluate("watched.shifts")
+    page.evaluate(OPEN_ALL)
+    seen.too_wide = page.evaluate(TOO_WIDE, page.viewport_size["width"])
+    seen.formulas = page.evaluate(FORMULAS)
+    page.evaluate(AXE_SCRIPT)
+    return seen
+
+
+def open_solutions(page: Page) -> None:
+    """Open what is folded, as a reader does, so that all of the page can be reached."""
+    while (folded := page.locator(f"{SOLUTION}:not([open]) > summary:visible")).count():
+        folded.first.click()

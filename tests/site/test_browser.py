@@ -17,7 +17,8 @@ each_width = pytest.mark.parametrize("width", WIDTHS)
 @pytest.fixture(scope="module")
 def visited(browser: Browser, url: str) -> Visitor:
     """What a reader meets on a page at a width. Each is loaded once, whatever is asked about it."""
-    return functools.cache(lambda page, width: visit(browser, url + page, WIDTHS[width]))
+    visits = functools.cache(lambda page: visit(browser, url + page))
+    return lambda page, width: visits(page)[width]
 
 
 @each_page
