@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
-from reader import PATH, ROOT, SOURCES
+from reader import PATH, PUBLIC, ROOT, SOURCES
 
 from snippets import ledger
 
@@ -85,6 +85,14 @@ def site(served: tuple[Path, str]) -> Path:
 def url(site: Path, served: tuple[Path, str]) -> str:
     """Where the built site is served."""
     return served[1] + PATH
+
+
+@pytest.fixture(scope="session")
+def public(site: Path, served: tuple[Path, str]) -> str:
+    """Where the site is served as it is built for a public repository."""
+    folder, address = served
+    build(folder / "public", SITE_URL=f"{address}/public/", REPO_URL=PUBLIC)
+    return f"{address}/public/"
 
 
 def find_browser() -> str | None:

@@ -7,7 +7,20 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 from playwright.sync_api import Browser
-from reader import ADDRESSES, CHAPTERS, DARK, FORMULA, LIGHT, SCHEME, WIDTHS, Visit, address, visit
+from reader import (
+    ADDRESSES,
+    CHAPTERS,
+    DARK,
+    FORMULA,
+    LIGHT,
+    SCHEME,
+    STATE,
+    TAKE,
+    WIDTHS,
+    Visit,
+    address,
+    visit,
+)
 
 Visitor = Callable[[str, str], Visit]
 each_page = pytest.mark.parametrize("page", ADDRESSES, ids=lambda page: page or "index")
@@ -97,3 +110,21 @@ def test_the_book_opens_in_the_scheme_that_the_reader_prefers(
         page = context.new_page()
         page.goto(url)
         page.locator(f"body[{SCHEME}={scheme}]").wait_for(timeout=5000)
+
+
+def test_a_public_book_asks_nobody_either(browser: Browser, public: str) -> None:
+    """Of a public repository the theme would like to know the stars, from each reader's browser."""
+    chapter = address(CHAPTERS[0])
+    for name, met in visit(browser, public + chapter).items():
+        assert [u for u in met.asked if not u.startswith((public, "data:"))] == [], name
+        assert met.heard == met.violations == [], name
+        assert met.too_wide == met.audits[LIGHT] == met.audits[DARK] == [], name
+
+
+def test_a_public_chapter_opens_in_colab(site: Path, public: str) -> None:
+    html = site.parent / "public" / address(CHAPTERS[0]) / "index.html"
+    link = BeautifulSoup(html.read_text("utf-8"), "html.parser").select_one(
+        f"{STATE} {TAKE.format('colab')}"
+    )
+    assert link is not None
+    assert str(link["href"]).startswith("https://colab.research.google.com/github/example/")
