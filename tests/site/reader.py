@@ -70,9 +70,11 @@ WATCH = """
 window.watched = {shifts: [], violations: []};
 addEventListener("securitypolicyviolation", e =>
     watched.violations.push(`${e.effectiveDirective} forbids ${e.blockedURI} ${e.sample}`));
+const name = node => (node?.outerHTML ?? node?.textContent ?? "?").slice(0, 60);
+const from = ({x, y}) => `${Math.round(x)},${Math.round(y)}`;
 const note = list => list.getEntries().forEach(entry =>
     entry.hadRecentInput || watched.shifts.push([entry.value, entry.sources.map(s =>
-        s.node?.nodeType === 1 ? s.node.outerHTML.slice(0, 99) : s.node?.textContent ?? "?")]));
+        `${from(s.previousRect)} to ${from(s.currentRect)}: ${name(s.node)}`)]));
 new PerformanceObserver(note).observe({type: "layout-shift", buffered: true});
 """
 SCROLL = """async () => {
@@ -96,11 +98,15 @@ TOO_WIDE = """width => document.documentElement.scrollWidth <= width ? [] :
         .filter(e => e.getBoundingClientRect().right > width)
         .map(e => e.outerHTML.slice(0, 99)).slice(0, 9)]"""
 OPEN_ALL = "() => document.querySelectorAll('details').forEach(d => d.open = true)"
-AUDIT = """async tags => (await axe.run({
-    runOnly: {type: "tag", values: tags}, resultTypes: ["violations"],
+AUDIT = """async only => (await axe.run({
+    runOnly: only, resultTypes: ["violations"],
 })).violations.flatMap(rule => rule.nodes.map(node =>
     `${rule.id}: ${node.target.join(" ")}: ${node.failureSummary.replace(/\\s+/g, " ")}`))"""
-TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+# The scheme decides colours and nothing else; the rest need be asked once.
+RULES = {
+    LIGHT: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"],
+    DARK: ["color-contrast", "link-in-text-block"],
+}
 
 
 @dataclass
@@ -141,7 +147,7 @@ def visit(browser: Browser, url: str) -> dict[str, Visit]:
                 if scheme == DARK:
                     page.locator(TOGGLE).click()
                 page.locator(f"body[{SCHEME}={scheme}]").wait_for()
-                page.evaluate(f"tags => {{ window.audit = ({AUDIT})(tags) }}", TAGS)
+                page.evaluate(f"only => {{ window.audit = ({AUDIT})(only) }}", RULES[scheme])
             for name, page in open_pages.items():
                 visits[name].audits[scheme] = page.evaluate("audit")
         for name, page in open_pages.items():

@@ -114,8 +114,7 @@ def test_the_book_opens_in_the_scheme_that_the_reader_prefers(
 
 def test_a_public_book_asks_nobody_either(browser: Browser, public: str) -> None:
     """Of a public repository the theme would like to know the stars, from each reader's browser."""
-    chapter = address(CHAPTERS[0])
-    for name, met in visit(browser, public + chapter).items():
+    for name, met in visit(browser, public).items():
         assert [u for u in met.asked if not u.startswith((public, "data:"))] == [], name
         assert met.heard == met.violations == [], name
         assert met.too_wide == met.audits[LIGHT] == met.audits[DARK] == [], name
