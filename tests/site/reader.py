@@ -160,6 +160,7 @@ def _load(page: Page, url: str) -> Visit:
     page.on("console", lambda message: seen.hear(message.type, message.text, message.location))
     page.on("pageerror", lambda error: seen.heard.append(f"uncaught: {error}"))
     page.on("request", lambda request: seen.asked.append(request.url))
+    page.set_default_timeout(10_000)
     page.add_init_script(WATCH)
     page.goto(url)
     page.evaluate("document.fonts.ready.then(() => 0)")
