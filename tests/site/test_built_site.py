@@ -12,7 +12,7 @@ import pytest
 from bs4 import BeautifulSoup
 from mkdocs.config import load_config
 
-from snippets import gate, ledger, picture, plain, takeaway
+from snippets import gate, picture, plain, takeaway
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(ROOT.glob("docs/**/*.md"))
@@ -22,18 +22,6 @@ def mkdocs(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(cwd)}
     command = [sys.executable, "-m", "mkdocs", *args]
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
-
-
-@pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built site. The pages are run first where the ledger does not speak for them."""
-    if any(ledger.why_stale(ROOT, page) for page in PAGES):
-        subprocess.run([sys.executable, "-m", "pytest", "-q", "docs"], cwd=ROOT, check=True)
-    target = tmp_path_factory.mktemp("site")
-    result = mkdocs("build", "--strict", "--site-dir", str(target))
-    assert result.returncode == 0, result.stderr
-    assert "WARNING" not in result.stderr, result.stderr
-    return target
 
 
 def test_the_site_shows_what_the_tests_saw(site: Path) -> None:

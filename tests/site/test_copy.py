@@ -1,0 +1,136 @@
+"""The buttons of a block copy what they say, to the letter, by mouse and by keyboard."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bs4 import BeautifulSoup
+from playwright.sync_api import Browser, Locator, Page
+from reader import (
+    CONSOLE,
+    COPY,
+    OUTPUT,
+    PYTHON,
+    ROOT,
+    RUNNABLE,
+    SOURCES,
+    WIDTHS,
+    address,
+    open_solutions,
+    python_blocks,
+)
+
+from snippets import ledger
+from snippets.page import parse
+
+WITH_CODE = [source for source in SOURCES if parse(source).fences]
+each_page = pytest.mark.parametrize(
+    "source", WITH_CODE, ids=lambda path: str(path.relative_to(ROOT))
+)
+# Reads what was copied, and leaves something that no block says, lest a dead button pass.
+TAKE = """async () => {
+    const text = await navigator.clipboard.readText();
+    await navigator.clipboard.writeText("(nothing)");
+    return text;
+}"""
+
+
+@pytest.fixture(scope="module")
+def tab(browser: Browser) -> Iterator[Page]:
+    """A tab that may use the clipboard."""
+    size = {"width": WIDTHS["desktop"], "height": 780}
+    with browser.new_context(
+        viewport=size,  # type: ignore[arg-type]
+        permissions=["clipboard-read", "clipboard-write"],
+    ) as context:
+        yield context.new_page()
+
+
+def copied(tab: Page, button: Locator, *, key: str | None = None) -> str:
+    if key:
+        button.focus()
+        tab.keyboard.press(key)
+    else:
+        button.click()
+    return str(tab.evaluate(TAKE)).rstrip("\n")
+
+
+def as_shown(source: Path) -> list[str]:
+    return [text.rstrip("\n") for _, text in python_blocks(source)]
+
+
+def as_run(source: Path) -> list[str | None]:
+    """What the tests ran for each block, None where nothing was."""
+    entry = ledger.read(ROOT, source)
+    assert entry is not None
+    return [
+        None if item["kind"] == "notest" else item["code"].rstrip("\n")
+        for item in entry["runnable"]
+    ]
+
+
+@each_page
+def test_the_first_button_copies_the_block_as_it_is_shown(
+    tab: Page, url: str, source: Path
+) -> None:
+    tab.goto(url + address(source))
+    open_solutions(tab)
+    tab.evaluate(TAKE)
+    buttons = [block.locator(COPY) for block in tab.locator(PYTHON).all()]
+    assert [copied(tab, button) for button in buttons] == as_shown(source)
+
+
+@each_page
+def test_the_second_button_copies_what_the_tests_ran(tab: Page, url: str, source: Path) -> None:
+    tab.goto(url + address(source))
+    open_solutions(tab)
+    tab.evaluate(TAKE)
+    blocks, wanted = tab.locator(PYTHON).all(), as_run(source)
+    assert len(blocks) == len(wanted)
+    for block, want, (snippet, _) in zip(blocks, wanted, python_blocks(source), strict=True):
+        button = block.locator(RUNNABLE)
+        if want is None:
+            assert snippet.notest and snippet.notest in (button.text_content() or "")
+        else:
+            comment, _, code = copied(tab, button).partition("\n")
+            assert comment.startswith("# ")
+            assert code == want
+
+
+@each_page
+def test_the_buttons_work_by_keyboard(tab: Page, url: str, source: Path) -> None:
+    if not (shown := as_shown(source)):
+        pytest.skip("shows no Python")
+    tab.goto(url + address(source))
+    open_solutions(tab)
+    tab.evaluate(TAKE)
+    for at in (0, -1):
+        block, want = tab.locator(PYTHON).nth(at), as_run(source)[at]
+        assert copied(tab, block.locator(COPY), key="Enter") == shown[at]
+        assert copied(tab, block.locator(COPY), key="Space") == shown[at]
+        if want is not None:
+            assert copied(tab, block.locator(RUNNABLE), key="Enter").endswith(f"\n{want}")
+
+
+@each_page
+def test_a_console_is_copied_without_its_prompts(tab: Page, url: str, source: Path) -> None:
+    consoles = [fence.source for fence in parse(source).fences if fence.lang == "console"]
+    if not consoles:
+        pytest.skip("shows no console")
+    tab.goto(url + address(source))
+    open_solutions(tab)
+    tab.evaluate(TAKE)
+    wanted = [
+        "\n".join(line[2:] for line in text.splitlines() if line.startswith("$ "))
+        for text in consoles
+    ]
+    buttons = [block.locator(COPY) for block in tab.locator(CONSOLE).all()]
+    assert [copied(tab, button) for button in buttons] == wanted
+
+
+@each_page
+def test_what_a_block_shows_has_no_button(site: Path, source: Path) -> None:
+    soup = BeautifulSoup((site / address(source) / "index.html").read_text("utf-8"), "html.parser")
+    outputs = soup.select(OUTPUT)
+    assert len(outputs) == sum(fence.lang == "output" for fence in parse(source).fences)
+    assert soup.select(f"{OUTPUT} button") == []

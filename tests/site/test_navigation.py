@@ -1,0 +1,276 @@
+"""Ways through the book: its search, instant navigation, the keyboard, a wrong address, no script."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page
+from reader import (
+    ADDRESSES,
+    ARTICLE,
+    CHAPTERS,
+    COPY,
+    FORMULA,
+    LABS,
+    MARK,
+    PYTHON,
+    RESULT,
+    ROOT,
+    RUNNABLE,
+    SEARCH,
+    SKIP,
+    SOLUTION,
+    STATE,
+    TAKE,
+    TOOLS,
+    WIDTHS,
+    address,
+    python_blocks,
+)
+
+CHAPTER, NEXT = (address(source) for source in CHAPTERS[:2])
+LAB = address(LABS[0])
+each_chapter = pytest.mark.parametrize(
+    "source", CHAPTERS, ids=lambda path: str(path.relative_to(ROOT))
+)
+each_page = pytest.mark.parametrize("page", ADDRESSES, ids=lambda page: page or "index")
+
+
+@pytest.fixture
+def tab(browser: Browser) -> Iterator[Page]:
+    with browser.new_context(
+        viewport={"width": WIDTHS["desktop"], "height": 780},
+        permissions=["clipboard-read", "clipboard-write"],
+    ) as context:
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        yield page
+
+
+# --- search -----------------------------------------------------------------
+
+
+def prose(site: Path) -> dict[str, str]:
+    """What the search knows of each page, by address."""
+    index = json.loads((site / "search/search_index.json").read_text("utf-8"))
+    texts: dict[str, str] = {}
+    for entry in index["docs"]:
+        page = entry["location"].partition("#")[0]
+        texts[page] = f"{texts.get(page, '')} {entry['title']} {entry['text']}"
+    return {page: re.sub(r"<[^>]+>", " ", text).lower() for page, text in texts.items()}
+
+
+def own_word(site: Path, page: str) -> str:
+    """A word that only this page has, whatever its ending."""
+    texts = prose(site)
+    others = " ".join(text for other, text in texts.items() if other != page)
+    words = re.findall(r"\b[a-z]{7,12}\b", texts[page])
+    return max((w for w in words if w[:6] not in others), key=lambda w: (words.count(w), w))
+
+
+@each_chapter
+@pytest.mark.parametrize("by", ["title", "word"])
+def test_the_search_finds_each_chapter(
+    tab: Page, site: Path, url: str, source: Path, by: str
+) -> None:
+    title = source.read_text("utf-8").partition("\n")[0].removeprefix("# ")
+    tab.goto(url)
+    words = title if by == "title" else own_word(site, address(source))
+    tab.locator(SEARCH).press_sequentially(words)
+    tab.locator(RESULT).first.click()
+    tab.wait_for_url(re.compile(re.escape(url + address(source)) + r"(\?.*)?(#.*)?$"))
+    tab.get_by_role("heading", level=1, name=title).wait_for()
+
+
+# --- instant navigation -----------------------------------------------------
+
+
+def copied(tab: Page, selector: str) -> str:
+    tab.locator(selector).first.click()
+    return str(tab.evaluate("navigator.clipboard.readText()"))
+
+
+def test_the_next_chapter_comes_without_a_load_and_whole(tab: Page, url: str) -> None:
+    tab.goto(url + CHAPTER)
+    tab.evaluate("window.same = true")
+    title = tab.locator(f"{ARTICLE} h1").inner_text()
+    tab.locator(f"nav a[href$='{NEXT.rstrip('/').rpartition('/')[2]}/']:visible").first.click()
+    tab.wait_for_url(url + NEXT)
+    tab.locator(f"{ARTICLE} h1", has_not_text=title.rstrip("¶")).wait_for()
+    assert tab.evaluate("window.same") is True
+    assert tab.locator(f"{STATE} {MARK}").is_visible()
+    assert tab.locator(f"{ARTICLE} {FORMULA}").count() > 40
+    assert tab.locator(f"{ARTICLE} {FORMULA} .katex-html").first.bounding_box()
+    shown = python_blocks(CHAPTERS[1])[0][1]
+    assert copied(tab, f"{PYTHON} {COPY}") == shown.rstrip("\n")
+    assert shown.rstrip("\n") in copied(tab, f"{PYTHON} {RUNNABLE}")
+    tab.go_back()
+    tab.wait_for_url(url + CHAPTER)
+    tab.get_by_role("heading", level=1, name=title.rstrip("¶")).wait_for()
+    assert tab.evaluate("window.same") is True
+    assert copied(tab, f"{PYTHON} {COPY}") == python_blocks(CHAPTERS[0])[0][1].rstrip("\n")
+
+
+# What a lab looks like: how each of its boxes is drawn.
+LOOK = """() => [...document.querySelectorAll("article, article pre, article h2, article .jp-Cell")]
+    .map(e => { const s = getComputedStyle(e), b = e.getBoundingClientRect(); return [
+        e.tagName, s.fontFamily, s.fontSize, s.color, s.backgroundColor, s.whiteSpace, s.padding,
+        Math.round(b.width)] })"""
+
+
+@pytest.mark.parametrize("way", [(CHAPTER, LAB), (LAB, CHAPTER)], ids=["to a lab", "from a lab"])
+def test_a_lab_looks_the_same_however_it_is_reached(
+    tab: Page, url: str, way: tuple[str, str]
+) -> None:
+    start, end = way
+    tab.goto(url + end)
+    looks = tab.evaluate(LOOK)
+    assert len(looks) > 20
+    tab.goto(url + start)
+    tab.evaluate("window.same = true")
+    name = end.rstrip("/").rpartition("/")[2]
+    tab.locator(f"nav a[href$='{name}/']:visible").first.click()
+    tab.wait_for_url(url + end)
+    tab.wait_for_function(f"n => document.querySelectorAll('{ARTICLE} pre').length >= n", arg=9)
+    assert tab.evaluate("window.same") is True
+    tab.wait_for_function(f"want => JSON.stringify(({LOOK})()) === JSON.stringify(want)", arg=looks)
+
+
+@each_page
+def test_each_page_says_how_true_it_is_and_can_be_taken_along(
+    tab: Page, url: str, page: str
+) -> None:
+    if page == "404.html":
+        pytest.skip("is no page of the book")
+    tab.goto(url + page)
+    state = tab.locator(f"{ARTICLE} h1 ~ {STATE}")
+    assert state.get_attribute("data-state") == "verified"
+    assert state.locator(MARK).is_visible()
+    if page in map(address, CHAPTERS):
+        assert state.locator(TAKE.format("notebook")).get_attribute("download") is not None
+        for kind in ("notebook", "markdown"):
+            link = state.locator(TAKE.format(kind)).evaluate("a => a.href")
+            assert tab.request.get(link).ok, link
+
+
+# --- keyboard ---------------------------------------------------------------
+
+# Where the focus is, and whether one can see that it is there.
+FOCUS = """() => {
+    const e = document.activeElement;
+    if (!e || e === document.body || e === document.documentElement) return null;
+    e.dataset.stop ??= document.querySelectorAll("[data-stop]").length;
+    // an option shows by its label that it has the focus
+    const shown = e.type === "radio" ? e.nextElementSibling : e;
+    const box = shown.getBoundingClientRect(), style = getComputedStyle(shown);
+    const middle = [box.x + box.width / 2, box.y + Math.min(box.height / 2, innerHeight / 2)];
+    return {
+        stop: +e.dataset.stop,
+        what: e.outerHTML.slice(0, 120),
+        summary: e.localName === "summary" && !e.parentElement.open,
+        seen: box.width > 0 && box.height > 0 && middle[0] >= 0 && middle[0] <= innerWidth
+            && box.bottom > 0 && box.top < innerHeight,
+        marked: (style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0)
+            || style.boxShadow !== "none" || e.matches("input[type=text]"),
+    };
+}"""
+
+
+@each_page
+def test_all_of_a_page_can_be_reached_by_keyboard(tab: Page, url: str, page: str) -> None:
+    tab.goto(url + page)
+    most = tab.locator("a, button, input, summary, [tabindex]").count() + 10
+    stops, hidden = [], []
+    for _ in range(most):
+        tab.keyboard.press("Tab")
+        focus = tab.evaluate(FOCUS)
+        if focus is None or focus["stop"] < len(stops):
+            break  # once around
+        stops.append(focus["what"])
+        if not focus["seen"]:  # yet: what opens takes a moment
+            tab.wait_for_timeout(300)
+            focus = tab.evaluate(FOCUS)
+        if not focus["seen"] or not focus["marked"]:
+            hidden.append(focus)
+        if focus["summary"]:
+            tab.keyboard.press("Enter")
+            assert tab.evaluate("document.activeElement.parentElement.open") is True
+    else:
+        pytest.fail(f"the focus never comes to the end: {stops[-3:]}")
+    assert not hidden, "\n".join(["the focus cannot be seen:", *map(str, hidden)])
+    assert SKIP.partition(".")[2] in stops[0] or page == "404.html"
+    for selector in (SEARCH, f"{TOOLS} button", f"{SOLUTION} summary", f"{ARTICLE} a:visible"):
+        left = tab.locator(f"{selector}:not([data-stop])")
+        assert [e.evaluate("e => e.outerHTML") for e in left.all()] == []
+
+
+def test_the_skip_link_leads_to_the_text(tab: Page, url: str) -> None:
+    tab.goto(url + CHAPTER)
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Enter")
+    tab.locator(f"{ARTICLE} :target").wait_for()
+    tab.keyboard.press("Tab")
+    assert tab.evaluate(f"document.activeElement.closest('{ARTICLE}') !== null")
+
+
+# --- a wrong address --------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", ["nothing-here", "foundations/no/such/page/"])
+def test_a_wrong_address_leads_back_into_the_book(tab: Page, url: str, wrong: str) -> None:
+    response = tab.goto(url + wrong)
+    assert response is not None and response.status == 404
+    assert tab.evaluate("[...document.styleSheets].every(s => s.cssRules.length > 0)")
+    assert "Source Serif" in tab.locator(ARTICLE).evaluate("e => getComputedStyle(e).fontFamily")
+    links = tab.locator(f"{ARTICLE} a[href]:visible")
+    targets = {str(target) for target in links.evaluate_all("all => all.map(a => a.href)")}
+    assert {url + address(source) for source in CHAPTERS} <= targets
+    for target in targets:
+        if target.startswith(url):
+            assert tab.request.get(target).ok, target
+
+
+# --- less than a browser can do ---------------------------------------------
+
+
+@each_page
+def test_without_script_all_of_a_page_is_there(browser: Browser, url: str, page: str) -> None:
+    size = {"width": WIDTHS["desktop"], "height": 780}
+    with browser.new_context(java_script_enabled=False, viewport=size) as context:  # type: ignore[arg-type]
+        tab = context.new_page()
+        tab.goto(url + page)
+        while (folded := tab.locator(f"{SOLUTION}:not([open]) > summary:visible")).count():
+            folded.first.click()
+        hidden = tab.locator(f"{ARTICLE} :is(p, li, pre, td, h2, {FORMULA})").evaluate_all(
+            """all => all.filter(e => {
+                if (e.closest(".katex-mathml, .katex-mathml *")) return false;
+                const box = e.getBoundingClientRect();
+                return e.textContent.trim() && !(box.width > 0 && box.height > 0);
+            }).map(e => e.outerHTML.slice(0, 120))"""
+        )
+        assert hidden == []
+        assert tab.locator(f"{TOOLS} button:visible, {TOOLS} :is(a, span):visible").count() == 0
+        assert tab.locator(ARTICLE).inner_text().strip()
+
+
+@each_page
+def test_nothing_moves_by_itself_for_who_wants_it_still(
+    browser: Browser, url: str, page: str
+) -> None:
+    with browser.new_context(reduced_motion="reduce") as context:
+        tab = context.new_page()
+        tab.goto(url + page)
+        moving = tab.evaluate("""async () => {
+            const seen = new Set();
+            for (let y = 0; y < 20; y++) {
+                scrollTo({top: y * innerHeight, behavior: "instant"});
+                await new Promise(requestAnimationFrame);
+                document.getAnimations().filter(a => a.playState === "running").forEach(a =>
+                    seen.add(`${a.animationName ?? a.transitionProperty}: ` +
+                        a.effect.target.outerHTML.slice(0, 99)));
+            }
+            return [...seen];
+        }""")
+        assert moving == []
