@@ -98,6 +98,7 @@ def on_page_context(context: Any, page: Any, config: Any, nav: Any) -> Any:
         return context
     shown, table = reader.state(root, Path(page.file.abs_src_path)), ""
     page.content = reader.add_buttons(page.content, shown, config.repo_url or "")
+    links = links if shown.word == reader.VERIFIED else ""  # what was not run is not written
     if page.is_homepage:
         rows = [
             (one.title, get_relative_url(one.url, page.url), reader.state(root, path))

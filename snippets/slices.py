@@ -341,9 +341,9 @@ def heading(runnable: dict[str, Any], home: str) -> str:
     if not packages and not ours:
         line = "# Needs Python alone"
     elif ours and home:
-        line = f"# pip install {' '.join(packages)} git+{home}"
+        line = f'# pip install {" ".join(packages)} "attention-book @ git+{home}"'
     elif ours:
-        line = f"# pip install {' '.join(packages)}; and, from a copy of this book: pip install ."
+        line = f"# pip install {' '.join(packages)}; attention: pip install . in a copy of this book"
     else:
         line = f"# pip install {' '.join(packages)}"
     if runnable["kind"] == NOT_RUN:

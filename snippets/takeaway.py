@@ -90,7 +90,7 @@ def llms_txt(pages: list[tuple[Entry, str, str]], summary: str, book: Book) -> s
     for entry, name, text in pages:
         if entry.part != part:
             out, part = f"{out}\n## {entry.part}\n\n", entry.part
-        title, first = (" ".join(block.split()) for block in text.split("\n\n")[:2])
+        title, first, *_ = (" ".join(block.split()) for block in f"{text}\n\n".split("\n\n"))
         gist = BOLD.match(first) or SENTENCE.match(first)
         address = book.address(entry.source) + name
         out += f"- [{title.removeprefix('# ')}]({address}): {gist[1] if gist else first}\n"

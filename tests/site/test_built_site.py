@@ -160,8 +160,10 @@ def test_the_readmes_picture_is_what_chapter_1_draws(site: Path) -> None:
     assert picture.PICTURE.read_text("utf-8") == picture.DRAWN.read_text("utf-8"), "make picture"
 
 
-def test_llms_txt_lists_every_page_and_each_of_its_links_is_in_the_site(site: Path) -> None:
-    config = load_config(str(ROOT / "mkdocs.yml"))
+def test_llms_txt_lists_every_page_and_each_of_its_links_is_in_the_site(
+    site: Path, url: str
+) -> None:
+    config = load_config(str(ROOT / "mkdocs.yml"), site_url=url)
     text = (site / "llms.txt").read_text("utf-8")
     assert text.startswith(f"# {config.site_name}\n\n> ")
     listed = re.findall(r"^- \[[^\]]+\]\(([^)]+)\): \S.+$", text, re.M)

@@ -92,7 +92,7 @@ def test_the_second_button_copies_what_the_tests_ran(tab: Page, url: str, source
         if want is None:
             assert snippet.notest and snippet.notest in (button.text_content() or "")
         else:
-            comment, _, code = copied(tab, button).partition("\n")
+            comment, _, code = copied(tab, button).partition("\n\n")
             assert comment.startswith("# ")
             assert code == want
 

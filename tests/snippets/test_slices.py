@@ -353,12 +353,12 @@ def test_code_that_takes_more_than_a_python_says_so_and_is_run() -> None:
         (
             "import attention",
             "https://x.org/a/b",
-            "# pip install torch==2.13.0 git+https://x.org/a/b",
+            '# pip install torch==2.13.0 "attention-book @ git+https://x.org/a/b"',
         ),
         (
             "import attention",
             "",
-            "# pip install torch==2.13.0; and, from a copy of this book: pip install .",
+            "# pip install torch==2.13.0; attention: pip install . in a copy of this book",
         ),
     ],
 )
