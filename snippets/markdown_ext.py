@@ -51,7 +51,7 @@ class BookPostprocessor(Postprocessor):
         text = typeset_page(text)
         if self.inline_figures:
             text = IMAGE.sub(self._figure, text)
-        return CODE.sub(_code, text)
+        return mark_code(text)
 
     def _figure(self, image: re.Match[str]) -> str:
         if "figures/" not in image[0]:
@@ -67,8 +67,13 @@ class BookPostprocessor(Postprocessor):
         return inline_svg(found[0].read_text("utf-8"), html.unescape(alt[1]) if alt else "")
 
 
+def mark_code(text: str) -> str:
+    """Each block of code with its number of lines, in the order of tabs if a phone cuts a line."""
+    return CODE.sub(_code, text)
+
+
 def _code(block: re.Match[str]) -> str:
-    """What scrolls is the `pre`: Material's script leaves its tabindex alone, and not a `code`'s."""
+    # The `pre` is what scrolls: Material's script takes the tabindex of a `code` away.
     lines = html.unescape(re.sub(r"<[^>]*>", "", block["code"])).removesuffix("\n").split("\n")
     focus = ' tabindex="0"' if max(map(len, lines)) > PHONE else ""
     return f'<pre style="--lines:{len(lines)}"{focus}' + block[0].removeprefix("<pre")

@@ -22,8 +22,6 @@ NO_CHAPTERS = {"Labs", "Back matter"}
 MATH = re.compile(
     r"\$\$(?P<display>.+?)\$\$|(?<![\\$\w])\$(?P<inline>\S|\S[^$]*?\S)\$(?![\d$])", re.S
 )
-# the colours of a drawing on its own; a page has its own
-STANDALONE = re.compile(r"<style>\s*\.attention-figure.*?</style>", re.S)
 CODE = re.compile(r"(<(?:pre|code|script|style)\b.*?</(?:pre|code|script|style)>|<[^>]+>)", re.S)
 
 
@@ -67,7 +65,11 @@ def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
     """A lab's formulas and figures, which no Markdown extension sees, as those of the pages."""
     if not page.file.src_uri.endswith(".ipynb"):
         return content
-    content = STANDALONE.sub("", content)
+    pages = {f.src_uri: f.url_relative_to(page.file) for f in files.documentation_pages()}
+    try:
+        content = lab.slim(content, page.file.src_uri, pages)
+    except lab.LabError as error:
+        raise PluginError(str(error)) from None
     return "".join(
         part if i % 2 else MATH.sub(_formula, part) for i, part in enumerate(CODE.split(content))
     )
