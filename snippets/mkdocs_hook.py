@@ -90,4 +90,12 @@ def on_page_context(context: Any, page: Any, config: Any, nav: Any) -> Any:
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:
+    return name_dialog(output)
+
+
+def on_post_template(output: str, template_name: str, config: Any) -> str:
+    return name_dialog(output)  # of 404.html
+
+
+def name_dialog(output: str) -> str:
     return output.replace('role="dialog"', 'role="dialog" aria-label="Search"', 1)
