@@ -14,9 +14,8 @@ dist.integrity`, write it down here, and run again. Needs npm and a network.
 
 The typeface is cut: its weights to those that the style sheet asks for, its
 features to those that a paragraph uses, its letters to English's and to those
-of names. Letters beyond Latin-1 (the Ł of the bibliography) are a file of
-their own, which the style sheet's `unicode-range` keeps from every page that
-has none of them.
+of names. The latter (the Ł of the bibliography) are files of their own, which
+the style sheet's `unicode-range` keeps from every page that has none of them.
 
 Only woff2 is kept, for every browser that MkDocs Material supports reads it;
 the style sheet then names no file that is not there. KaTeX's `font-display:
@@ -57,9 +56,11 @@ PACKAGES = {  # what npm calls `dist.integrity`: sha512 of the tarball
 
 FEATURES = ["ccmp", "kern", "liga", "locl", "mark", "mkmk"]  # digits are tabular without one
 WEIGHTS = (400, 700)
-LETTERS = {  # of each file of the package, the letters that are kept
-    "latin": {*range(0x20, 0x7F), *range(0xA0, 0x100), *range(0x2010, 0x2027), 0x2212},
-    "latin-ext": {*range(0x100, 0x180), *range(0x218, 0x21C)},
+DASHES = range(0x2010, 0x2027)  # and quotation marks
+LETTERS = {  # of each file that is kept: the file of the package, and which of its letters
+    "english": ("latin", {*range(0x20, 0x7F), *range(0xA0, 0xC0), 0xD7, 0xF7, *DASHES, 0x2212}),
+    "latin-1": ("latin", {*range(0xC0, 0x100)} - {0xD7, 0xF7}),
+    "latin-ext": ("latin-ext", {*range(0x100, 0x180), *range(0x218, 0x21C)}),
 }
 
 # The licence reserves the name "Source" for the typeface as its makers left it.
@@ -134,10 +135,10 @@ def serif(files: dict[str, bytes]) -> dict[str, bytes]:
     """Return what the repository keeps of Source Serif 4, by path."""
     site = "docs/assets/fonts"
     kept = {f"{site}/OFL.txt": files["LICENSE"]}
-    for script, letters in LETTERS.items():
+    for part, (script, letters) in LETTERS.items():
         for style in ("normal", "italic"):
             whole = files[f"files/source-serif-4-{script}-wght-{style}.woff2"]
-            kept[f"{site}/book-serif-{script}-{style}.woff2"] = cut(whole, letters)
+            kept[f"{site}/book-serif-{part}-{style}.woff2"] = cut(whole, letters)
     return kept
 
 
