@@ -72,7 +72,7 @@ lock: $(PY) ## write constraints.txt anew from pyproject.toml
 	@cat constraints.txt >> $(VENV)/constraints.txt
 	@mv $(VENV)/constraints.txt constraints.txt
 
-vendor: $(PY) ## fetch KaTeX and Source Serif 4 again (needs npm)
+vendor: $(READY) ## fetch KaTeX and Source Serif 4 again (needs npm)
 	$(PY) tools/vendor.py
 
 picture: $(READY) ## draw the picture of the README again

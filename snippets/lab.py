@@ -2,19 +2,31 @@
 
 The source under `docs/labs/` holds no outputs. What is shown is an executed copy under `.book/`,
 whose name carries a hash of all that it depends on; a failing cell leaves no copy.
+
+The converter of notebooks brings half a megabyte of style and script to each. Here its cells get
+the markup of the pages instead, and so their look: light and dark, on phones and on paper.
 """
 
+import base64
+import html
 import os
 import platform
+import posixpath
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import nbformat
+from bs4 import BeautifulSoup
+from bs4.element import Tag
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from .ledger import digest, digest_files, torch_version
+from .markdown_ext import inline_svg, mark_code
 from .reader import VERIFIED, State
+
+SVG = "data:image/svg+xml;base64,"  # how the converter gives a drawing, dark on any page
 
 
 class LabError(RuntimeError):
@@ -60,3 +72,64 @@ def state(executed: Path) -> State:
     cells = [c for c in nbformat.read(executed, as_version=4).cells if c.cell_type == "code"]
     versions = f"torch {torch_version()}, Python {platform.python_version()}"
     return State(VERIFIED, f"Executed for this site: {len(cells)} cells of code, {versions}.", {})
+
+
+def slim(content: str, source: str, pages: Mapping[str, str]) -> str:
+    """The cells of a converted notebook in the markup of the pages, and nothing else.
+
+    `source` is the notebook's path under docs/; `pages` gives the addresses of the sources that a
+    cell may link to.
+    """
+    soup = BeautifulSoup(content, "html.parser")
+    for foreign in soup.select("style, script, link, clipboard-copy, .clipboard-copy-txt"):
+        foreign.decompose()
+    for link in soup.select('a[href*=".md"], a[href*=".ipynb"]'):
+        path, mark, place = str(link["href"]).partition("#")
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
+        if "://" not in path and target not in pages:
+            raise LabError(f"{source}: links to {path}, which is no page")
+        link["href"] = pages.get(target, path) + mark + place
+    for anchor in soup.select(".anchor-link"):
+        anchor["class"], anchor["title"] = "headerlink", "Permanent link"
+    for pre in soup.select(".jp-MarkdownOutput .highlight > pre"):
+        pre.replace_with(BeautifulSoup(_pre(pre), "html.parser"))
+    cells = "\n".join(map(_cell, soup.select(".jp-Notebook > .jp-Cell")))
+    return mark_code(f'<div class="jp-Notebook">\n{cells}\n</div>')
+
+
+def _cell(cell: Tag) -> str:
+    if "jp-CodeCell" not in cell["class"]:
+        prose = "".join(text.decode_contents() for text in cell.select(".jp-MarkdownOutput"))
+        return f'<div class="jp-RenderedMarkdown">{prose}</div>'
+    blocks = [_block("python", pre) for pre in cell.select(".jp-InputArea pre")]
+    blocks += [_output(output) for output in cell.select(".jp-OutputArea-output")]
+    return '<div class="jp-CodeCell">' + "".join(blocks) + "</div>"
+
+
+def _output(output: Tag) -> str:
+    kind = str(output.get("data-mime-type"))
+    if "jp-RenderedText" in output["class"] and output.pre:
+        return _block("output stderr" if kind.endswith("stderr") else "output", output.pre)
+    for image in output.select(f'img[src^="{SVG}"]'):
+        drawing = _drawing(str(image["src"]).removeprefix(SVG))
+        image.replace_with(BeautifulSoup(drawing, "html.parser"))
+    tables = output.select("table")
+    for table in tables:
+        table.attrs = {}  # the theme styles a table that claims no style of its own
+    focus = ' tabindex="0"' if tables else ""
+    return f'<div class="jp-OutputArea-output"{focus}>{output.decode_contents()}</div>'
+
+
+def _drawing(encoded: str) -> str:
+    svg = base64.b64decode(encoded).decode()
+    title = re.search(r"<title>(.*?)</title>", svg, re.S)
+    return inline_svg(svg, html.unescape(title[1]) if title else "A drawing")
+
+
+def _block(language: str, pre: Tag) -> str:
+    return f'<div class="language-{language} highlight">{_pre(pre)}</div>'
+
+
+def _pre(pre: Tag) -> str:
+    code = pre.decode_contents().removeprefix("<span></span>").rstrip("\n")
+    return f"<pre><span></span><code>{code}\n</code></pre>"

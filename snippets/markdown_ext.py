@@ -6,7 +6,8 @@ Any engine that runs Python-Markdown can use it; it knows nothing of MkDocs.
   number; a number of two or more decimals without `\py` is refused;
 - `\label{name}` in a display formula gives it the id `eq-name`, and a number if `$\eqref{name}$`
   refers to it on the page;
-- `![…](figures/name.svg)` becomes the drawing itself, so that it takes the page's colours.
+- `![…](figures/name.svg)` becomes the drawing itself, so that it takes the page's colours;
+- a block of code says how tall it is, and can be scrolled from the keyboard if a phone cuts it.
 """
 
 import html
@@ -26,6 +27,8 @@ MATH = re.compile(r'<(?P<tag>span|div) class="arithmatex">(?P<tex>.*?)</(?P=tag)
 LABEL = re.compile(r"\s*\\label\{(?P<name>[\w-]+)\}")
 EQREF = re.compile(r"\\eqref\{(?P<name>[\w-]+)\}")
 IMAGE = re.compile(r'<img [^>]*?src="[^"]*?(?P<name>[\w-]+\.svg)"[^>]*>')
+CODE = re.compile(r"<pre><span></span><code>(?P<code>.*?)</code>", re.S)
+PHONE = 36  # characters of a line that a screen of 360 pixels shows, inside a box in the text
 DECIMALS = re.compile(r"(?<!\d)(?<!\d\.)\d*\.\d{2,}+(?!\.\d)")  # of a version, nothing
 
 
@@ -48,7 +51,7 @@ class BookPostprocessor(Postprocessor):
         text = typeset_page(text)
         if self.inline_figures:
             text = IMAGE.sub(self._figure, text)
-        return text.replace("<pre><span></span><code>", '<pre><span></span><code tabindex="0">')
+        return mark_code(text)
 
     def _figure(self, image: re.Match[str]) -> str:
         if "figures/" not in image[0]:
@@ -62,6 +65,18 @@ class BookPostprocessor(Postprocessor):
             return image[0]  # the build has been told already; a reader sees the alt text
         alt = re.search(r'alt="([^"]*)"', image[0])
         return inline_svg(found[0].read_text("utf-8"), html.unescape(alt[1]) if alt else "")
+
+
+def mark_code(text: str) -> str:
+    """Each block of code with its number of lines, in the order of tabs if a phone cuts a line."""
+    return CODE.sub(_code, text)
+
+
+def _code(block: re.Match[str]) -> str:
+    # The `pre` is what scrolls: Material's script takes the tabindex of a `code` away.
+    lines = html.unescape(re.sub(r"<[^>]*>", "", block["code"])).removesuffix("\n").split("\n")
+    focus = ' tabindex="0"' if max(map(len, lines)) > PHONE else ""
+    return f'<pre style="--lines:{len(lines)}"{focus}' + block[0].removeprefix("<pre")
 
 
 def inline_svg(svg: str, alt: str) -> str:

@@ -23,8 +23,6 @@ serving = False
 MATH = re.compile(
     r"\$\$(?P<display>.+?)\$\$|(?<![\\$\w])\$(?P<inline>\S|\S[^$]*?\S)\$(?![\d$])", re.S
 )
-# the colours of a drawing on its own; a page has its own
-STANDALONE = re.compile(r"<style>\s*\.attention-figure.*?</style>", re.S)
 CODE = re.compile(r"(<(?:pre|code|script|style)\b.*?</(?:pre|code|script|style)>|<[^>]+>)", re.S)
 
 
@@ -68,7 +66,11 @@ def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
     """A lab's formulas and figures, which no Markdown extension sees, as those of the pages."""
     if not page.file.src_uri.endswith(".ipynb"):
         return content
-    content = STANDALONE.sub("", content)
+    pages = {f.src_uri: f.url_relative_to(page.file) for f in files.documentation_pages()}
+    try:
+        content = lab.slim(content, page.file.src_uri, pages)
+    except lab.LabError as error:
+        raise PluginError(str(error)) from None
     return "".join(
         part if i % 2 else MATH.sub(_formula, part) for i, part in enumerate(CODE.split(content))
     )
@@ -94,6 +96,7 @@ def on_page_context(context: Any, page: Any, config: Any, nav: Any) -> Any:
     links = reader.take(takeaway.links(page, config))
     if page.file.src_uri.endswith(".ipynb"):
         shown = lab.state(Path(page.file.abs_src_path))
+        page.content = reader.add_buttons(page.content, shown, "")
         page.content = reader.under_title(page.content, reader.mark(shown, how, links))
         return context
     shown, table = reader.state(root, Path(page.file.abs_src_path)), ""
@@ -111,6 +114,14 @@ def on_page_context(context: Any, page: Any, config: Any, nav: Any) -> Any:
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:
+    return name_dialog(output)
+
+
+def on_post_template(output: str, template_name: str, config: Any) -> str:
+    return name_dialog(output)  # of 404.html
+
+
+def name_dialog(output: str) -> str:
     return output.replace('role="dialog"', 'role="dialog" aria-label="Search"', 1)
 
 

@@ -343,7 +343,9 @@ def heading(runnable: dict[str, Any], home: str) -> str:
     elif ours and home:
         line = f'# pip install {" ".join(packages)} "attention-book @ git+{home}"'
     elif ours:
-        line = f"# pip install {' '.join(packages)}; attention: pip install . in a copy of this book"
+        line = (
+            f"# pip install {' '.join(packages)}; attention: pip install . in a copy of this book"
+        )
     else:
         line = f"# pip install {' '.join(packages)}"
     if runnable["kind"] == NOT_RUN:

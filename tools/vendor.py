@@ -5,12 +5,17 @@ the typeface of the prose live in this repository:
 
     snippets/vendor/      KaTeX's script, which typesets formulas at build time
     docs/assets/katex/    KaTeX's style sheet and fonts, which display them
-    docs/assets/fonts/    Source Serif 4, upright and italic
+    docs/assets/fonts/    Source Serif 4, upright and italic, cut to what is read here
 
 The results are committed: building, testing and reading the book need neither
 npm nor this script. To take a newer version, change PACKAGES, run the script
 once, read the digest it refuses, check it against `npm view NAME@VERSION
 dist.integrity`, write it down here, and run again. Needs npm and a network.
+
+The typeface is cut: its weights to those that the style sheet asks for, its
+features to those that a paragraph uses, its letters to English's and to those
+of names. The latter (the Ł of the bibliography) are files of their own, which
+the style sheet's `unicode-range` keeps from every page that has none of them.
 
 Only woff2 is kept, for every browser that MkDocs Material supports reads it;
 the style sheet then names no file that is not there. KaTeX's `font-display:
@@ -22,12 +27,17 @@ and most are under 20 kB, so the blank is short.
 
 import base64
 import hashlib
+import io
 import re
 import shutil
 import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
+
+from fontTools.subset import Options, Subsetter
+from fontTools.ttLib import TTFont
+from fontTools.varLib.instancer import instantiateVariableFont
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,6 +53,18 @@ PACKAGES = {  # what npm calls `dist.integrity`: sha512 of the tarball
         "/CqLirzf+StlO6UlJilyrvaUg=="
     ),
 }
+
+FEATURES = ["ccmp", "kern", "liga", "locl", "mark", "mkmk"]  # digits are tabular without one
+WEIGHTS = (400, 700)
+DASHES = range(0x2010, 0x2027)  # and quotation marks
+LETTERS = {  # of each file that is kept: the file of the package, and which of its letters
+    "english": ("latin", {*range(0x20, 0x7F), *range(0xA0, 0xC0), 0xD7, 0xF7, *DASHES, 0x2212}),
+    "latin-1": ("latin", {*range(0xC0, 0x100)} - {0xD7, 0xF7}),
+    "latin-ext": ("latin-ext", {*range(0x100, 0x180), *range(0x218, 0x21C)}),
+}
+
+# The licence reserves the name "Source" for the typeface as its makers left it.
+FAMILY, RENAMED = "Source Serif 4", "Book Serif"
 
 OURS = ("snippets/vendor", "docs/assets/katex", "docs/assets/fonts")
 
@@ -93,13 +115,30 @@ def katex(files: dict[str, bytes]) -> dict[str, bytes]:
     return kept
 
 
+def cut(font: bytes, letters: set[int]) -> bytes:
+    """Keep of a variable font what a page can show of it."""
+    options = Options(flavor="woff2", layout_features=FEATURES, name_IDs=[0, 1, 2, 13, 14])
+    with TTFont(io.BytesIO(font), recalcTimestamp=False) as whole:
+        part = instantiateVariableFont(whole, {"wght": WEIGHTS})
+        subsetter = Subsetter(options)
+        subsetter.populate(unicodes=letters)
+        subsetter.subset(part)
+        for record in part["name"].names:
+            if record.nameID != 0:  # whose work it is
+                record.string = str(record).replace(FAMILY, RENAMED)
+        part.flavor = "woff2"
+        part.save(out := io.BytesIO())
+    return out.getvalue()
+
+
 def serif(files: dict[str, bytes]) -> dict[str, bytes]:
     """Return what the repository keeps of Source Serif 4, by path."""
     site = "docs/assets/fonts"
     kept = {f"{site}/OFL.txt": files["LICENSE"]}
-    for style in ("normal", "italic"):
-        name = f"source-serif-4-latin-wght-{style}.woff2"
-        kept[f"{site}/{name}"] = files[f"files/{name}"]
+    for part, (script, letters) in LETTERS.items():
+        for style in ("normal", "italic"):
+            whole = files[f"files/source-serif-4-{script}-wght-{style}.woff2"]
+            kept[f"{site}/book-serif-{part}-{style}.woff2"] = cut(whole, letters)
     return kept
 
 

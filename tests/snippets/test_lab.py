@@ -4,8 +4,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
+from mkdocs_jupyter.nbconvert2 import nb2html
 
-from snippets.lab import LabError, executed
+from snippets.lab import LabError, executed, slim
 
 
 def write(path: Path, source: str) -> Path:
@@ -40,3 +42,55 @@ def test_a_failing_cell_fails_the_lab_and_leaves_no_copy(tmp_path: Path) -> None
         with pytest.raises(LabError, match=r"(?s)docs/labs/lab\.ipynb.*1 / 0.*ZeroDivisionError"):
             executed(tmp_path, lab)
     assert not list(tmp_path.glob(".book/**/*.ipynb"))
+
+
+OUTPUTS = [
+    nbformat.v4.new_output("stream", name="stdout", text="a < b\n"),
+    nbformat.v4.new_output("stream", name="stderr", text="be warned\n"),
+    nbformat.v4.new_output(
+        "display_data", data={"text/html": '<style>a{}</style><table border="1"><td>1</td></table>'}
+    ),
+    nbformat.v4.new_output(
+        "display_data",
+        data={
+            "image/svg+xml": '<svg viewBox="0 0 1 1"><style>a{}</style><desc>six words</desc></svg>'
+        },
+    ),
+]
+
+
+def converted(tmp_path: Path, text: str) -> str:
+    """What the site's plugin makes of a notebook."""
+    cells = [
+        nbformat.v4.new_markdown_cell(text),
+        nbformat.v4.new_code_cell("print(1)  " + "#" * 40, outputs=OUTPUTS),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "lab.ipynb")
+    return str(nb2html(tmp_path / "lab.ipynb"))
+
+
+def test_a_lab_has_the_markup_of_the_pages(tmp_path: Path) -> None:
+    content = converted(tmp_path, "# T\n\n[there](../a.md#b)\n\n```python\n1\n```")
+    shown = slim(content, "labs/lab.ipynb", {"a.md": "../../a/"})
+    soup = BeautifulSoup(shown, "html.parser")
+    assert not soup.select("style, script, .clipboard-copy-txt, [border], .anchor-link")
+    assert [code.get_text() for code in soup.select(".language-output > pre > code")] == [
+        "a < b\n",
+        "be warned\n",
+    ]
+    assert len(soup.select(".jp-CodeCell > .language-python > pre[tabindex] > code > .c1")) == 1
+    assert len(soup.select("pre > code")) == len(soup.select("pre[style='--lines:1']")) == 4
+    assert len(soup.select(".stderr")) == len(soup.select("table")) == 1
+    drawing = soup.select_one("svg[role=img]")
+    assert drawing is not None
+    assert "six words" in drawing["aria-label"]
+    assert [a["href"] for a in soup.select("a")] == ["#T", "../../a/#b"]
+    assert len(shown) < len(content) / 100
+
+
+def test_a_lab_links_to_pages_only(tmp_path: Path) -> None:
+    content = converted(tmp_path, "[there](../gone.md)")
+    with pytest.raises(
+        LabError, match=r"labs/lab\.ipynb: links to \.\./gone\.md, which is no page"
+    ):
+        slim(content, "labs/lab.ipynb", {"a.md": "../../a/"})

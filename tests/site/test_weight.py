@@ -1,0 +1,179 @@
+"""What a reader's first visit costs: bytes over the wire, compressed as a host does it.
+
+A cold load fetches the page, the style sheets and scripts that it names, what Material's script asks
+for (the index of the search and the map of the site), and the fonts that its text needs. A font
+counts if one of its style sheet's rules that name it selects something on the page, or, for a face
+with a range of letters, if one of them stands there: never less than what a browser fetches.
+"""
+
+import gzip
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bs4 import BeautifulSoup
+from bs4.element import Tag
+from fontTools.ttLib import TTFont
+
+from snippets import gate
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("docs/labs/*.ipynb")])
+LABS = [source for source in SOURCES if source.suffix == ".ipynb"]
+KB = 1000
+FACE = re.compile(r"@font-face\s*\{(?P<body>[^}]*)\}")
+RULE = re.compile(r"(?P<selectors>[^{}]+)\{(?P<body>[^{}]*KaTeX_[^{}]*)\}")
+COMMENT = re.compile(r"/\*.*?\*/", re.S)
+EMPHASIS = "em, i, cite, figcaption, [data-notest], [data-raises]"
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT / "docs").as_posix()
+
+
+def compressed(content: bytes) -> int:
+    return len(gzip.compress(content, mtime=0))
+
+
+def faces(css: Path) -> Iterator[tuple[str, str, Path]]:
+    """Of each @font-face: its family, its body and its file."""
+    for face in FACE.finditer(css.read_text("utf-8")):
+        family = re.search(r"font-family:\s*[\"']?([\w ]+)", face["body"])
+        file = re.search(r"url\([\"']?([^)\"']+)", face["body"])
+        assert family and file, face[0]
+        yield family[1], face["body"], css.parent / file[1]
+
+
+def prose_fonts(css: Path, article: Tag) -> set[Path]:
+    text = article.get_text()
+    return {
+        file
+        for _, face, file in faces(css)
+        if ("italic" not in face or article.select(EMPHASIS))
+        and ("unicode-range" not in face or letters(face) & set(map(ord, text)))
+    }
+
+
+def letters(face: str) -> set[int]:
+    return {
+        letter
+        for first, last in re.findall(r"U\+([0-9A-F]+)-([0-9A-F]+)", face)
+        for letter in range(int(first, 16), int(last, 16) + 1)
+    }
+
+
+def math_fonts(css: Path, article: Tag) -> set[Path]:
+    if not article.select(".katex"):
+        return set()
+    wanted = set()
+    for rule in RULE.finditer(FACE.sub("", COMMENT.sub("", css.read_text("utf-8")))):
+        found = re.search(r"KaTeX_\w+", rule["body"])
+        assert found
+        if any(article.select(one) for one in rule["selectors"].split(",")):
+            wanted.add(
+                (
+                    found[0],
+                    "bold" in rule["body"] or "700" in rule["body"],
+                    "italic" in rule["body"],
+                )
+            )
+    return {
+        file
+        for family, face, file in faces(css)
+        if (family, "700" in face or "bold" in face, "italic" in face) in wanted
+    }
+
+
+def fetched(site: Path, page: Path) -> tuple[dict[str, int], int]:
+    """The bytes of each file of a cold load, and those of the figures inside the page."""
+    soup = BeautifulSoup(page.read_text("utf-8"), "html.parser")
+    article = soup.select_one("article")
+    assert article is not None
+    styles = [page.parent / str(link["href"]) for link in soup.select('link[rel="stylesheet"]')]
+    scripts = [page.parent / str(script["src"]) for script in soup.select("script[src]")]
+    others = [site / "search/search_index.json", site / "sitemap.xml"]
+    others += [page.parent / str(link["href"]) for link in soup.select('link[rel="icon"]')]
+    files = {path.resolve() for path in (*styles, *scripts, *others)}
+    book, katex = site / "assets/book.css", site / "assets/katex/katex.min.css"
+    fonts = prose_fonts(book, article) | math_fonts(katex, article)
+    preloaded = {page.parent / str(link["href"]) for link in soup.select('link[rel="preload"]')}
+    fonts |= {path.resolve() for path in preloaded}
+    sizes = {path.name: compressed(path.read_bytes()) for path in files}
+    sizes |= {path.name: path.stat().st_size for path in fonts}
+    sizes["page"] = compressed(page.read_bytes())
+    for figure in soup.select("article svg[role=img]"):
+        figure.decompose()
+    return sizes, sizes["page"] - compressed(str(soup).encode())
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=name)
+def test_a_first_visit_is_light(site: Path, source: Path) -> None:
+    page = gate.html_path(site, source.relative_to(ROOT).as_posix())
+    sizes, figures = fetched(site, page)
+    total = sum(sizes.values())
+    assert total - figures <= 240 * KB, sizes
+    assert total <= 350 * KB, sizes
+
+
+@pytest.mark.parametrize("source", LABS, ids=name)
+def test_a_lab_brings_no_style_and_no_script_of_its_own(site: Path, source: Path) -> None:
+    page = gate.html_path(site, source.relative_to(ROOT).as_posix())
+    assert compressed(page.read_bytes()) <= 40 * KB
+    soup = BeautifulSoup(page.read_text("utf-8"), "html.parser")
+    assert not soup.select("article style, article script, article link")
+    chapter = BeautifulSoup(
+        (site / "foundations/softmax/index.html").read_text("utf-8"), "html.parser"
+    )
+    ours, theirs = (
+        {Path(str(link["href"])).name for link in page.select('link[rel="stylesheet"]')}
+        for page in (soup, chapter)
+    )
+    assert ours == theirs  # a page that is navigated to instantly finds its style there already
+
+
+def test_our_script_is_small(site: Path) -> None:
+    ours = [path for path in site.glob("assets/**/*.js") if "javascripts" not in path.parts]
+    inline = {
+        script.get_text()
+        for page in site.glob("**/*.html")
+        for script in BeautifulSoup(page.read_text("utf-8"), "html.parser").select("script")
+        if not script.get("src") and script.get("type") != "application/json"
+    }
+    material = [text for text in inline if "__md_" in text or "__prefix" in text]
+    written = "".join(sorted(inline - set(material))).encode()
+    assert sum(compressed(path.read_bytes()) for path in ours) + compressed(written) <= 10 * KB
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=name)
+def test_the_typeface_has_every_letter_of_the_prose(site: Path, source: Path) -> None:
+    css = site / "assets/book.css"
+    has: dict[bool, set[int]] = {False: set(), True: set()}
+    for _, face, file in faces(css):
+        with TTFont(file) as font:
+            has["italic" in face] |= set(font.getBestCmap()) & (
+                letters(face) or set(range(0x110000))
+            )
+    page = gate.html_path(site, source.relative_to(ROOT).as_posix())
+    article = BeautifulSoup(page.read_text("utf-8"), "html.parser").select_one("article")
+    assert article is not None
+    for other in article.select("pre, code:not([data-expr]), .katex, svg"):
+        other.decompose()
+    for italic, texts in ((False, [article]), (True, article.select("em, i, cite"))):
+        text = "".join(text.get_text() for text in texts)
+        lacking = {
+            letter for letter in text if letter.isprintable() and ord(letter) not in has[italic]
+        }
+        assert not lacking, f"add {lacking} to LETTERS in tools/vendor.py, or use other words"
+
+
+def test_the_typeface_has_the_weights_that_the_style_asks_for(site: Path) -> None:
+    css = site / "assets/book.css"
+    for _, face, file in faces(css):
+        with TTFont(file) as font:
+            (axis,) = font["fvar"].axes
+            assert f"font-weight:{axis.minValue:.0f} {axis.maxValue:.0f}" in face, file.name
+            names = {str(record) for record in font["name"].names if record.nameID in (1, 4, 6, 16)}
+            assert not any("Source" in known for known in names)  # the licence reserves it
+    asked = re.findall(r"font-weight:(\d+)[;}]", css.read_text("utf-8"))
+    assert all(400 <= int(weight) <= 700 for weight in asked)
