@@ -28,6 +28,7 @@ LABEL = re.compile(r"\s*\\label\{(?P<name>[\w-]+)\}")
 EQREF = re.compile(r"\\eqref\{(?P<name>[\w-]+)\}")
 IMAGE = re.compile(r'<img [^>]*?src="[^"]*?(?P<name>[\w-]+\.svg)"[^>]*>')
 CODE = re.compile(r"<pre><span></span><code>(?P<code>.*?)</code>", re.S)
+NO_PROSE = re.compile(r'<p>(?=<div class="language-)|(?<=</pre></div>)</p>')
 PHONE = 36  # characters of a line that a screen of 360 pixels shows, inside a box in the text
 DECIMALS = re.compile(r"(?<!\d)(?<!\d\.)\d*\.\d{2,}+(?!\.\d)")  # of a version, nothing
 
@@ -68,8 +69,11 @@ class BookPostprocessor(Postprocessor):
 
 
 def mark_code(text: str) -> str:
-    """Each block of code with its number of lines, in the order of tabs if a phone cuts a line."""
-    return CODE.sub(_code, text)
+    """Each block of code with its number of lines, in the order of tabs if a phone cuts a line.
+
+    Two blocks with no empty line between them are a paragraph to Markdown; to HTML that is none.
+    """
+    return CODE.sub(_code, NO_PROSE.sub("", text))
 
 
 def _code(block: re.Match[str]) -> str:

@@ -25,16 +25,10 @@ def test_a_page_prints_whole(
 ) -> None:
     html = gate.html_path(site, source.relative_to(ROOT).as_posix())
     address = url + html.parent.relative_to(site).as_posix() + "/"
-    context = browser.new_context(color_scheme="dark", viewport={"width": 360, "height": 740})
-    page = context.new_page()
-    page.goto(address, wait_until="networkidle")
-    page.pdf(path=tmp_path / "page.pdf", prefer_css_page_size=True)
-    page.emulate_media(media="print", color_scheme="dark")
-    paper = page.evaluate(
-        "[document.body, document.querySelector('article')].map(e => getComputedStyle(e))"
-        ".map(s => [s.backgroundColor, s.color])"
-    )
-    context.close()
+    with browser.new_context(java_script_enabled=False) as context:  # the theme's opens details
+        page = context.new_page()
+        page.goto(address)
+        page.pdf(path=tmp_path / "page.pdf", prefer_css_page_size=True)
     texts = [sheet.extract_text() for sheet in PdfReader(tmp_path / "page.pdf").pages]
     assert all(len(text.strip()) > 100 for text in texts)
     printed = dense("".join(texts))
@@ -49,9 +43,41 @@ def test_a_page_prints_whole(
         words = details.select_one("p")
         if words and not words.select(".katex"):
             assert dense(words.get_text()) in printed
-    for gone in soup.select(".md-header, .md-sidebar, .md-footer, .report"):
+    for report in article.select(".report"):
+        assert dense(report.extract().get_text()) not in printed
+    for gone in soup.select(".md-header, .md-sidebar, .md-footer"):
         for text in gone.stripped_strings:
             if len(text) > 20 and text not in article.get_text():
                 assert dense(text) not in printed, text
-    assert "http" not in printed
-    assert paper == [["rgb(255, 255, 255)", "rgb(0, 0, 0)"], ["rgba(0, 0, 0, 0)", "rgb(0, 0, 0)"]]
+    for link in article.select("a[href]"):
+        address = dense(str(link["href"]))
+        assert len(address) < 10 or address not in printed, address
+
+
+LOOK = """() => ({
+    colours: [document.body, document.querySelector("article")].map(getComputedStyle)
+        .map(style => [style.backgroundColor, style.color]),
+    cut: [...document.querySelectorAll("article pre")]
+        .filter(pre => pre.scrollWidth > pre.clientWidth).length,
+})"""
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_paper_is_white_and_no_line_of_code_is_cut(
+    site: Path, url: str, browser: Browser, source: Path
+) -> None:
+    html = gate.html_path(site, source.relative_to(ROOT).as_posix())
+    size = {"width": 360, "height": 740}  # narrower than any paper
+    with browser.new_context(color_scheme="dark", viewport=size) as context:
+        page = context.new_page()
+        page.goto(url + html.parent.relative_to(site).as_posix() + "/", wait_until="networkidle")
+        on_screen = page.evaluate(LOOK)
+        page.emulate_media(media="print", color_scheme="dark")
+        on_paper = page.evaluate(LOOK)
+    assert on_screen["cut"] > 0
+    assert on_paper["cut"] == 0
+    assert on_screen["colours"] != on_paper["colours"]
+    assert on_paper["colours"] == [
+        ["rgb(255, 255, 255)", "rgb(0, 0, 0)"],
+        ["rgba(0, 0, 0, 0)", "rgb(0, 0, 0)"],
+    ]
