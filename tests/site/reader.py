@@ -86,6 +86,11 @@ SCROLL = """async () => {
     scrollTo({top: 0, behavior: "instant"});
     await frame(); await frame();
 }"""
+# The header fades from the page's title to the book's a little after the scrolling.
+SETTLED = """async () => {
+    await new Promise(done => setTimeout(done, 300));
+    await Promise.all(document.getAnimations().map(animation => animation.finished));
+}"""
 # A formula is a tree for machines and one for the eye; it is the second that must have a size.
 FORMULAS = """() => [...document.querySelectorAll(".katex")].map(formula => {
     const box = formula.querySelector(".katex-html")?.getBoundingClientRect();
@@ -147,6 +152,8 @@ def visit(browser: Browser, url: str) -> dict[str, Visit]:
                 if scheme == DARK:
                     page.locator(TOGGLE).click()
                 page.locator(f"body[{SCHEME}={scheme}]").wait_for()
+                page.evaluate(SCROLL)  # what is far from the screen is styled when it is seen
+                page.evaluate(SETTLED)
                 page.evaluate(f"only => {{ window.audit = ({AUDIT})(only) }}", RULES[scheme])
             for name, page in open_pages.items():
                 visits[name].audits[scheme] = page.evaluate("audit")

@@ -223,7 +223,7 @@ def test_a_wrong_address_leads_back_into_the_book(tab: Page, url: str, wrong: st
     response = tab.goto(url + wrong)
     assert response is not None and response.status == 404
     assert tab.evaluate("[...document.styleSheets].every(s => s.cssRules.length > 0)")
-    assert "Source Serif" in tab.locator(ARTICLE).evaluate("e => getComputedStyle(e).fontFamily")
+    assert "Book Serif" in tab.locator(ARTICLE).evaluate("e => getComputedStyle(e).fontFamily")
     links = tab.locator(f"{ARTICLE} a[href]:visible")
     targets = {str(target) for target in links.evaluate_all("all => all.map(a => a.href)")}
     assert {url + address(source) for source in CHAPTERS} <= targets
