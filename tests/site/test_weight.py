@@ -157,7 +157,7 @@ def test_the_typeface_has_every_letter_of_the_prose(site: Path, source: Path) ->
     page = gate.html_path(site, source.relative_to(ROOT).as_posix())
     article = BeautifulSoup(page.read_text("utf-8"), "html.parser").select_one("article")
     assert article is not None
-    for other in article.select("pre, code:not([data-expr]), .katex, svg"):
+    for other in article.select("pre, code:not([data-expr]), .katex, svg, .sign"):
         other.decompose()
     for italic, texts in ((False, [article]), (True, article.select("em, i, cite"))):
         text = "".join(text.get_text() for text in texts)
