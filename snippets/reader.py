@@ -23,7 +23,7 @@ CORNER = 58  # characters of a first line that leave room for the buttons
 SIGNS = {VERIFIED: "✓", CHANGED: "△", NEVER: "○"}
 BLOCK = re.compile(
     r'<div class="language-(?P<lang>[\w+#.-]+) highlight"(?P<attrs>[^>]*)>'
-    r"(?P<body>(?:<span class=\"filename\">.*?</span>)?(?P<pre><pre\b.*?</pre>))\s*</div>",
+    r"(?P<body>(?:<span class=\"filename\">.*?</span>)?(?P<pre><pre\b.*?</pre>))\s*</div>(?P<gap>\s*)",
     re.S,
 )
 
@@ -145,10 +145,12 @@ def add_buttons(content: str, shown: State, home: str) -> str:
             if found:
                 ready.remove(found)
                 buttons += _run_button(found, home)
-        row = " row" if len(text.partition("\n")[0]) > CORNER else ""
+        row = len(text.partition("\n")[0]) > CORNER
+        shows = match.string.startswith(f'<div class="language-{OUTPUT} ', match.end("gap"))
+        names = "highlight tooled" + " rowed" * row + " shows" * shows
         return (
-            f'<div class="language-{lang} highlight" id="{name}"{match["attrs"]}>{match["body"]}'
-            f'<div class="code-tools{row}">{buttons}</div></div>'
+            f'<div class="language-{lang} {names}" id="{name}"{match["attrs"]}>{match["body"]}'
+            f'<div class="code-tools{" row" * row}">{buttons}</div></div>{match["gap"]}'
         )
 
     return BLOCK.sub(tools, content)
