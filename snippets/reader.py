@@ -23,7 +23,8 @@ CORNER = 58  # characters of a first line that leave room for the buttons
 SIGNS = {VERIFIED: "✓", CHANGED: "△", NEVER: "○"}
 BLOCK = re.compile(
     r'<div class="language-(?P<lang>[\w+#.-]+) highlight"(?P<attrs>[^>]*)>'
-    r"(?P<body>(?:<span class=\"filename\">.*?</span>)?(?P<pre><pre\b.*?</pre>))\s*</div>(?P<gap>\s*)",
+    r'(?P<body>(?:<span class="filename">.*?</span>)?(?P<pre><pre\b.*?</pre>))\s*</div>'
+    r"(?P<gap>\s*)",
     re.S,
 )
 
