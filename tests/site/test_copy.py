@@ -99,8 +99,7 @@ def test_the_second_button_copies_what_the_tests_ran(tab: Page, url: str, source
 
 @each_page
 def test_the_buttons_work_by_keyboard(tab: Page, url: str, source: Path) -> None:
-    if not (shown := as_shown(source)):
-        pytest.skip("shows no Python")
+    shown = as_shown(source)
     tab.goto(url + address(source))
     open_solutions(tab)
     tab.evaluate(TAKE)
@@ -112,11 +111,13 @@ def test_the_buttons_work_by_keyboard(tab: Page, url: str, source: Path) -> None
             assert copied(tab, block.locator(RUNNABLE), key="Enter").endswith(f"\n{want}")
 
 
-@each_page
+def consoles_of(source: Path) -> list[str]:
+    return [fence.source for fence in parse(source).fences if fence.lang == "console"]
+
+
+@pytest.mark.parametrize("source", filter(consoles_of, SOURCES), ids=lambda path: path.stem)
 def test_a_console_is_copied_without_its_prompts(tab: Page, url: str, source: Path) -> None:
-    consoles = [fence.source for fence in parse(source).fences if fence.lang == "console"]
-    if not consoles:
-        pytest.skip("shows no console")
+    consoles = consoles_of(source)
     tab.goto(url + address(source))
     open_solutions(tab)
     tab.evaluate(TAKE)
