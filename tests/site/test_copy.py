@@ -115,7 +115,7 @@ def consoles_of(source: Path) -> list[str]:
     return [fence.source for fence in parse(source).fences if fence.lang == "console"]
 
 
-@pytest.mark.parametrize("source", filter(consoles_of, SOURCES), ids=lambda path: path.stem)
+@pytest.mark.parametrize("source", [*filter(consoles_of, SOURCES)], ids=lambda path: path.stem)
 def test_a_console_is_copied_without_its_prompts(tab: Page, url: str, source: Path) -> None:
     consoles = consoles_of(source)
     tab.goto(url + address(source))
