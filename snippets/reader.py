@@ -151,7 +151,7 @@ def add_buttons(content: str, shown: State, home: str) -> str:
         names = "highlight tooled" + " rowed" * row + " shows" * shows
         return (
             f'<div class="language-{lang} {names}" id="{name}"{match["attrs"]}>{match["body"]}'
-            f'<div class="code-tools{" row" * row}">{buttons}</div></div>{match["gap"]}'
+            f'<div class="code-tools">{buttons}</div></div>{match["gap"]}'
         )
 
     return BLOCK.sub(tools, content)

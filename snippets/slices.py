@@ -73,7 +73,8 @@ def runnables(page: Page, run: Run, root: Path) -> list[dict[str, Any]]:
 
 
 def _runnable(snippet: Snippet, shown: Shown, before: list[Unit], root: Path) -> Runnable:
-    block = squeeze(listing(snippet.fence.source, root) if snippet.is_listing else _plain(snippet))
+    source = snippet.fence.source
+    block = squeeze(listing(source, root) if snippet.is_listing else source)
     needs = snippet.notest or snippet.fence.attrs.get("data-needs", "")
     candidates: list[tuple[str, list[Unit], list[Unit], bool]] = []
     if snippet.is_listing:

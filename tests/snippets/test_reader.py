@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from bs4 import BeautifulSoup
 
-from snippets import ledger, policy, reader, slices
+from snippets import gate, ledger, policy, reader, slices
 from snippets.render import render
 
 Check = Callable[..., Any]  # the fixture of conftest.py
@@ -131,6 +131,16 @@ def test_equal_blocks_in_two_places_are_two_copies(book: Path, check: Check) -> 
     buttons = shown(book, book / "docs/page.md").select(".code-run")
     codes = [str(button["data-clipboard-text"]).split("\n\n", 1)[1] for button in buttons]
     assert codes == ["x = 1\n", "x = 1\n\nprint(x)\n", "x = 2\n", "x = 2\n\nprint(x)\n"]
+
+
+def test_prompts_can_be_copied_as_a_file(book: Path, check: Check) -> None:
+    assert check("```pycon\n>>> x = 2\n>>> x + 1\n3\n```\n").ok
+    soup = shown(book, book / "docs/page.md")
+    (button,) = soup.select(".language-pycon .code-run")
+    assert str(button["data-clipboard-text"]).endswith("\n\nx = 2\nprint(repr(x + 1))\n")
+    entry = ledger.read(book, book / "docs/page.md")
+    assert entry is not None
+    assert gate.check_page(soup, entry) == []
 
 
 def test_the_books_date_is_that_of_the_page_verified_longest_ago(book: Path, page: Path) -> None:
