@@ -188,3 +188,32 @@ def check_labels(
     if len(labels) != shape[dim]:
         rule = f"hold {shape[dim]} labels for shape {tuple(shape)}"
         raise wrong(name, rule, len(labels))
+
+
+def check_sizes(**sizes: object) -> None:
+    """Raise unless each size is an integer, at least 1."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise wrong(name, "be an integer", repr(size), TypeError)
+        if size < 1:
+            raise ValueError(f"{name}={size} must be at least 1")
+
+
+def check_divides(**sizes: int) -> None:
+    """Raise unless the second of two sizes divides the first."""
+    check_sizes(**sizes)
+    (name, size), (divisor, parts) = sizes.items()
+    if size % parts:
+        raise ValueError(
+            f"{name}={size} must be divisible by {divisor}={parts}"
+        )
+
+
+def check_sequence(name: str, x: object, width: int, what: str) -> None:
+    """Raise unless x is (L, width) or (B, L, width) and floating-point."""
+    check_floating(name, x)
+    if not isinstance(x, Tensor):
+        return
+    if x.dim() not in (2, 3) or x.shape[-1] != width:
+        rule = f"be (L, {width}) or (B, L, {width}), where {what}={width}"
+        raise wrong(name, rule, tuple(x.shape))

@@ -20,25 +20,15 @@ torch.nn.attention.flex_attention.
 import importlib
 import math
 import sys
-from collections.abc import Callable
-from typing import Literal, TypeAlias, overload
+from typing import Literal, overload
 
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Float
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
 
-from attention.checks import check_how, check_scale, check_tensors, wrong
+from attention.checks import check_how, check_scale, check_tensors
+from attention.mods import Mask, Offset, ScoreMod, as_tensor, for_each_pair
 from attention.softmax import logsumexp, softmax, widen
-
-# (b, h, q_idx, kv_idx) -> may this query attend to this key?
-MaskMod: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-# (score, b, h, q_idx, kv_idx) -> score
-ScoreMod: TypeAlias = Callable[
-    [Tensor, Tensor, Tensor, Tensor, Tensor], Tensor
-]
-Mask: TypeAlias = Bool[Tensor, "..."] | MaskMod | BlockMask
-Offset: TypeAlias = int | Integer[Tensor, "B"]
 
 # The module and function of each kernel, imported on first use. All have the
 # signature of `reference` and may rely on what it says about its arguments.
@@ -266,7 +256,7 @@ def reference(
     scores, seen = _final_scores(
         query, key, scale, mask, score_mod, query_offset, key_offset
     )
-    value = _share_heads(value, query.shape[1])  # (B, H, S, Dv)
+    value = share_heads(value, query.shape[1])  # (B, H, S, Dv)
     if seen is not None:
         value = value.masked_fill(~seen[..., None], 0)
     weights = softmax(scores)
@@ -284,14 +274,11 @@ def _final_scores(
     key_offset: Offset = 0,
 ) -> tuple[Tensor, Tensor | None]:
     """Scores for the softmax, and which keys (B, H, S) some query may see."""
-    key = _share_heads(key, query.shape[1])  # (B, H, S, D)
+    key = share_heads(key, query.shape[1])  # (B, H, S, D)
     offsets = (query_offset, key_offset)
     seen = None
-    if isinstance(mask, BlockMask):
-        mask = mask.mask_mod
-    if mask is not None and not isinstance(mask, Tensor):
-        mask = _for_each_pair(mask, query, key, offsets)
     if mask is not None:
+        mask = as_tensor(mask, query, key, offsets)
         # What takes no part is cleared, for 0 * NaN is NaN: keys that no query
         # may see, and queries that may see no key, which would reach the
         # gradients of the keys.
@@ -300,50 +287,16 @@ def _final_scores(
         query = query.masked_fill(~mask.any(-1, keepdim=True), 0)
     scores = widen(query) @ widen(key).transpose(-2, -1) * scale
     if score_mod is not None:
-        scores = _for_each_pair(score_mod, query, key, offsets, scores)
+        scores = for_each_pair(score_mod, query, key, offsets, scores)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
     return scores, seen  # (B, H, L, S)
 
 
-def _for_each_pair(
-    mod: Callable[..., Tensor],
-    query: Tensor,
-    key: Tensor,
-    offsets: tuple[Offset, Offset],
-    *scores: Tensor,
-) -> Tensor:
-    """What a mod returns for each pair, (B, H, L, S): vmaps, as in Flex."""
-    shape = (*query.shape[:-1], key.shape[-2])
-    dtype = scores[0].dtype if scores else torch.bool
-    if 0 in shape:  # no pair, and vmap refuses to map over none
-        return scores[0] if scores else query.new_zeros(shape, dtype=dtype)
-    b, h, *indices = (torch.arange(n, device=query.device) for n in shape)
-    # One offset for each batch row makes the positions (B, L) or (B, S).
-    q_idx, kv_idx = (
-        index + (offset[:, None] if isinstance(offset, Tensor) else offset)
-        for index, offset in zip(indices, offsets, strict=True)
-    )
-    by_row = [0 if index.dim() == 2 else None for index in (q_idx, kv_idx)]
-    for dims in (
-        [None, None, None, 0],
-        [None, None, 0, None],
-        [None, 0, None, None],
-        [0, None, *by_row],
-    ):
-        mod = torch.vmap(mod, in_dims=(*[0 for _ in scores], *dims))
-    out = mod(*scores, b, h, q_idx, kv_idx)
-    if out.shape != shape or out.dtype != dtype:
-        name = "score_mod" if scores else "mask"
-        rule = f"return one {dtype} for each pair, together {shape}"
-        raise wrong(name, rule, f"{out.dtype} {tuple(out.shape)}", TypeError)
-    return out
-
-
-def _share_heads(x: Tensor, n_heads: int) -> Tensor:
-    """Give query head h its key-value head, h // (H / H_kv)."""
-    return x.repeat_interleave(n_heads // x.shape[1], dim=1)
-
-
 def _lift(x: Tensor) -> Tensor:
     return x if x.dim() == 4 else x[None, None]  # (B, H, L, D)
+
+
+def share_heads(x: Tensor, n_heads: int) -> Tensor:
+    """Give query head h its key-value head, h // (H / H_kv)."""
+    return x.repeat_interleave(n_heads // x.shape[1], dim=1)

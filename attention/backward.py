@@ -1,0 +1,132 @@
+"""The backward pass of attention, as chapter 7 derives it.
+
+    weights      = softmax(scale * query key^T)          (B, H, L, S)
+    grad_value   = weights^T grad_out                    (B, H, S, Dv)
+    grad_weights = grad_out value^T                      (B, H, L, S)
+    delta        = row sums of grad_out * out            (B, H, L, 1)
+    grad_scores  = weights * (grad_weights - delta)      (B, H, L, S)
+    grad_query   = scale * grad_scores key               (B, H, L, D)
+    grad_key     = scale * grad_scores^T query           (B, H, S, D)
+
+Source: Dao et al., "FlashAttention" (2022), appendix B.2: our L and S are
+their N, our weights their P, our delta their D.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from attention.checks import check_scale, check_tensors, wrong
+from attention.dot_product import attention_weights, share_heads
+from attention.mods import Mask, Offset
+from attention.softmax import widen
+
+
+# --8<-- [start:attention_backward]
+def attention_backward(
+    query: Float[Tensor, "*batch L D"],
+    key: Float[Tensor, "*kv_batch S D"],
+    value: Float[Tensor, "*kv_batch S Dv"],
+    grad_out: Float[Tensor, "*batch L Dv"],
+    *,
+    mask: Mask | None = None,
+    query_offset: Offset | None = None,
+    key_offset: Offset | None = None,
+    scale: float | int | None = None,
+) -> tuple[
+    Float[Tensor, "*batch L D"],
+    Float[Tensor, "*kv_batch S D"],
+    Float[Tensor, "*kv_batch S Dv"],
+]:
+    """Gradients of query, key and value, from the gradient of the output.
+
+    The other arguments and the errors are those of `attention`.
+
+    Args:
+        query: (L, D) or (B, H, L, D).
+        key: (S, D) or (B, H_kv, S, D).
+        value: (S, Dv) or (B, H_kv, S, Dv).
+        grad_out: how much the loss changes with each number of the output,
+            (L, Dv) or (B, H, L, Dv).
+        mask: as in `attention`.
+        query_offset: as in `attention`.
+        key_offset: as in `attention`.
+        scale: as in `attention`.
+
+    Returns:
+        How much the loss changes with each number of query, key and value, in
+        their shapes and dtype; differentiable again. What a query may not see
+        gets nothing from it, and a query that may see nothing gets zeros.
+
+    Raises:
+        TypeError, ValueError: as `attention`; or grad_out has not the shape,
+            dtype and device of the output.
+
+    Source:
+        Dao et al. (2022), appendix B.2. Where heads share a key, its gradient
+        is the sum of theirs.
+
+    Example:
+        >>> import torch
+        >>> from attention import attention_backward
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> grad_out = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+        >>> _, _, grad_value = attention_backward(x, x, x, grad_out, scale=1)
+        >>> grad_value  # the weights of the first query
+        tensor([[0.7311, 0.0000],
+                [0.2689, 0.0000]])
+    """
+    check_tensors(query=query, key=key, value=value)
+    shape = (*query.shape[:-1], value.shape[-1])
+    if not isinstance(grad_out, Tensor) or grad_out.shape != shape:
+        got = getattr(grad_out, "shape", type(grad_out).__name__)
+        got = tuple(got) if isinstance(grad_out, Tensor) else got
+        raise wrong("grad_out", f"have the output's shape {shape}", got)
+    for what in ("dtype", "device"):
+        if getattr(grad_out, what) != getattr(query, what):
+            rule = f"share the {what} of query, {getattr(query, what)}"
+            raise wrong("grad_out", rule, getattr(grad_out, what))
+    weights = attention_weights(
+        query,
+        key,
+        mask=mask,
+        query_offset=query_offset,
+        key_offset=key_offset,
+        scale=scale,
+    )  # (B, H, L, S)
+    scale = check_scale(scale, query.shape[-1])
+    q, grad = widen(query), widen(grad_out)
+    k, v = _for_heads(key, query), _for_heads(value, query)
+    # What takes no part is cleared, as in `attention`: 0 * NaN is NaN.
+    used = weights != 0
+    unread = ~used.any(-2)[..., None]
+    k, v = k.masked_fill(unread, 0), v.masked_fill(unread, 0)
+    q = q.masked_fill(~used.any(-1, keepdim=True), 0)
+
+    out = weights @ v  # (B, H, L, Dv)
+    grad_value = weights.transpose(-2, -1) @ grad  # (B, H, S, Dv)
+    grad_weights = grad @ v.transpose(-2, -1)  # (B, H, L, S)
+    delta = (grad * out).sum(-1, keepdim=True)  # (B, H, L, 1)
+    grad_scores = weights * (grad_weights - delta)  # (B, H, L, S)
+    grad_query = scale * grad_scores @ k  # (B, H, L, D)
+    grad_key = scale * grad_scores.transpose(-2, -1) @ q  # (B, H, S, D)
+    return (
+        grad_query.to(query.dtype),
+        _for_kv_heads(grad_key, key).to(key.dtype),
+        _for_kv_heads(grad_value, value).to(value.dtype),
+    )
+
+
+# --8<-- [end:attention_backward]
+
+
+def _for_heads(x: Tensor, query: Tensor) -> Tensor:
+    x = widen(x)
+    return x if x.dim() == 2 else share_heads(x, query.shape[1])
+
+
+def _for_kv_heads(grad: Tensor, like: Tensor) -> Tensor:
+    """Sum the gradients of the query heads that read one key-value head."""
+    if like.dim() == 2:
+        return grad
+    grouped: Tensor = grad.unflatten(1, (like.shape[1], -1))
+    return grouped.sum(2)  # (B, H_kv, S, D)

@@ -1,0 +1,76 @@
+"""Mods: masks and biases as small functions of a pair of positions.
+
+A mask mod says of each pair whether the query may attend to the key, a score
+mod gives the pair a new score. Their signatures are FlexAttention's, so that
+the same function runs there.
+
+Source: Dong et al., "Flex Attention" (2024), section 3, and
+torch.nn.attention.flex_attention.
+"""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Bool, Integer
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from attention.checks import wrong
+
+# (b, h, q_idx, kv_idx) -> may this query attend to this key?
+MaskMod: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+# (score, b, h, q_idx, kv_idx) -> score
+ScoreMod: TypeAlias = Callable[
+    [Tensor, Tensor, Tensor, Tensor, Tensor], Tensor
+]
+Mask: TypeAlias = Bool[Tensor, "..."] | MaskMod | BlockMask
+Offset: TypeAlias = int | Integer[Tensor, "B"]
+
+
+def as_tensor(
+    mask: Mask, query: Tensor, key: Tensor, offsets: tuple[Offset, Offset]
+) -> Tensor:
+    """The mask as a Boolean tensor, each dimension 1 or that of (B, H, L, S).
+
+    Of a BlockMask its mask_mod counts. The tensors are (B, H, L, D) and
+    (B, H, S, D), the offsets the positions of the first query and key.
+    """
+    if isinstance(mask, Tensor):
+        return mask
+    mod = mask.mask_mod if isinstance(mask, BlockMask) else mask
+    return for_each_pair(mod, query, key, offsets)
+
+
+def for_each_pair(
+    mod: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    offsets: tuple[Offset, Offset],
+    *scores: Tensor,
+) -> Tensor:
+    """What a mod returns for each pair, (B, H, L, S): vmaps, as in Flex."""
+    shape = (*query.shape[:-1], key.shape[-2])
+    dtype = scores[0].dtype if scores else torch.bool
+    if 0 in shape:  # no pair, and vmap refuses to map over none
+        return scores[0] if scores else query.new_zeros(shape, dtype=dtype)
+    b, h, *indices = (torch.arange(n, device=query.device) for n in shape)
+    # One offset for each batch row makes the positions (B, L) or (B, S).
+    q_idx, kv_idx = (
+        index + (offset[:, None] if isinstance(offset, Tensor) else offset)
+        for index, offset in zip(indices, offsets, strict=True)
+    )
+    by_row = [0 if index.dim() == 2 else None for index in (q_idx, kv_idx)]
+    for dims in (
+        [None, None, None, 0],
+        [None, None, 0, None],
+        [None, 0, None, None],
+        [0, None, *by_row],
+    ):
+        mod = torch.vmap(mod, in_dims=(*[0 for _ in scores], *dims))
+    out = mod(*scores, b, h, q_idx, kv_idx)
+    if out.shape != shape or out.dtype != dtype:
+        name = "score_mod" if scores else "mask"
+        rule = f"return one {dtype} for each pair, together {shape}"
+        raise wrong(name, rule, f"{out.dtype} {tuple(out.shape)}", TypeError)
+    return out

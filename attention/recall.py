@@ -1,0 +1,149 @@
+"""Associative recall: the small task on which the book tries its layers.
+
+A list of pairs, each a key token and then a value token, is followed by one of
+its keys; the answer is the value that stood beside it:
+
+    k3 v1  k0 v7  k5 v2  k6 v7  k0   ->   v7
+
+Tokens and places are fixed random vectors, and so are those that the answer is
+compared with. What learns is the layers alone.
+
+Sources: Ba et al., "Using fast weights to attend to the recent past" (2016),
+section 4.1; Arora et al., "Zoology" (2023), section 3.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Generator, Tensor, nn
+from torch.nn.functional import cross_entropy, layer_norm
+
+from attention.checks import check_sizes, wrong
+
+
+# --8<-- [start:recall_batch]
+def recall_batch(
+    n: int,
+    *,
+    n_pairs: int = 4,
+    n_keys: int = 8,
+    n_values: int = 8,
+    generator: Generator | None = None,
+) -> tuple[Integer[Tensor, "n length"], Integer[Tensor, "n"]]:
+    """Lists of pairs, each followed by one of its keys, and the answers.
+
+    Args:
+        n: how many lists.
+        n_pairs: pairs in a list; at most n_keys, for no key comes twice.
+        n_keys: different keys, the tokens 0 to n_keys - 1.
+        n_values: different values, the tokens from n_keys on.
+        generator: where the random numbers come from; None is torch's own.
+
+    Returns:
+        Tokens (n, 2 n_pairs + 1), and answers (n,) from 0 to n_values - 1.
+
+    Raises:
+        TypeError, ValueError: a size is no integer, or below 1; n_pairs is
+            above n_keys.
+
+    Example:
+        >>> import torch
+        >>> from attention import recall_batch
+        >>> tokens, answers = recall_batch(5, n_pairs=3)
+        >>> tokens.shape, answers.shape
+        (torch.Size([5, 7]), torch.Size([5]))
+    """
+    check_sizes(n=n, n_pairs=n_pairs, n_keys=n_keys, n_values=n_values)
+    if n_pairs > n_keys:
+        raise ValueError(f"n_pairs={n_pairs} must be at most n_keys={n_keys}")
+    shuffled = torch.rand(n, n_keys, generator=generator).argsort(1)
+    keys = shuffled[:, :n_pairs]
+    values = torch.randint(n_values, (n, n_pairs), generator=generator)
+    asked = torch.randint(n_pairs, (n, 1), generator=generator)
+    pairs = torch.stack([keys, n_keys + values], dim=2).flatten(1)
+    tokens = torch.cat([pairs, keys.gather(1, asked)], dim=1)
+    return tokens, values.gather(1, asked)[:, 0]
+
+
+# --8<-- [end:recall_batch]
+
+
+# --8<-- [start:train_recall]
+def train_recall(
+    layer: Callable[[], nn.Module],
+    *,
+    steps: int = 300,
+    n_layers: int = 2,
+    d_model: int = 64,
+    seed: int = 0,
+) -> float:
+    """Train layers on associative recall, and say how often they are right.
+
+    Each layer's output is added to its input, which is normalised before. The
+    last token's vector is compared with one fixed vector for each value.
+
+    Args:
+        layer: makes a module that maps (B, L, d_model) to the same shape; it
+            is called n_layers times.
+        steps: steps of Adam, each on 128 new lists.
+        n_layers: how many layers, one after the other.
+        d_model: numbers of a token.
+        seed: of everything random. torch's own generator is left as it was.
+
+    Returns:
+        The share of right answers on 2000 other lists. Guessing gives 1/8, and
+        guessing among the values of the list about 0.4.
+
+    Raises:
+        TypeError, ValueError: layer is no function that makes such modules, or
+            a size is no integer, or below 1.
+
+    Example:
+        >>> from torch import nn
+        >>> from attention import train_recall
+        >>> train_recall(lambda: nn.Linear(64, 64), steps=2) < 0.3
+        True
+    """
+    check_sizes(steps=steps, n_layers=n_layers, d_model=d_model)
+    if isinstance(layer, nn.Module) or not callable(layer):
+        rule = "be a function that makes a module"
+        raise wrong("layer", rule, type(layer).__name__, TypeError)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _Model([layer() for _ in range(n_layers)], d_model)
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        for _ in range(steps):
+            tokens, answers = recall_batch(128)
+            loss = cross_entropy(model(tokens), answers)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        tokens, answers = recall_batch(2000)
+    with torch.no_grad():
+        said: Tensor = model.eval()(tokens).argmax(-1)
+    return float((said == answers).double().mean())
+
+
+# --8<-- [end:train_recall]
+
+
+class _Model(nn.Module):
+    """Fixed vectors, then layers that learn, then a comparison."""
+
+    def __init__(self, layers: list[nn.Module], d_model: int) -> None:
+        super().__init__()
+        tokens, _ = recall_batch(1)
+        self.layers = nn.ModuleList(layers)
+        self.tokens = torch.randn(16, d_model)
+        self.places = torch.randn(tokens.shape[1], d_model)
+        self.answers = torch.randn(8, d_model)
+
+    def forward(
+        self, tokens: Integer[Tensor, "n length"]
+    ) -> Float[Tensor, "n n_values"]:
+        x: Tensor = self.tokens[tokens] + self.places  # (n, L, d_model)
+        for layer in self.layers:
+            x = x + layer(layer_norm(x, x.shape[-1:]))
+        scores: Tensor = x[:, -1] @ self.answers.T
+        return scores / x.shape[-1] ** 0.5
