@@ -33,7 +33,7 @@ export NO_MKDOCS_2_WARNING = 1
 # .venv is made again.
 _ := $(shell test -x $(PY) || rm -f $(READY))
 
-.PHONY: help serve test update page build lock vendor picture clean
+.PHONY: help serve test update page build bench lock vendor picture clean
 .NOTPARALLEL:
 
 help: ## list these commands
@@ -60,6 +60,9 @@ build: $(READY) ## run the pages, build the site into site/, hold it against the
 	$(PY) -m pytest docs -q
 	$(PY) -m mkdocs build --strict --site-dir $(SITE)
 	$(PY) -m snippets.gate $(SITE)
+
+bench: $(READY) ## measure again what pages show of the running task
+	$(PY) -m benchmarks.recall
 
 # Not $(READY): the pins may be what keeps the set-up from finishing. The header
 # of constraints.txt, up to its first empty line, stays.

@@ -9,7 +9,7 @@ Tokens and places are fixed random vectors, and so are those that the answer is
 compared with. What learns is the layers alone.
 
 Sources: Ba et al., "Using fast weights to attend to the recent past" (2016),
-section 4.1; Arora et al., "Zoology" (2023), section 3.
+section 4.1; Arora et al., "Zoology" (2023).
 """
 
 from collections.abc import Callable
@@ -145,5 +145,5 @@ class _Model(nn.Module):
         x: Tensor = self.tokens[tokens] + self.places  # (n, L, d_model)
         for layer in self.layers:
             x = x + layer(layer_norm(x, x.shape[-1:]))
-        scores: Tensor = x[:, -1] @ self.answers.T
-        return scores / x.shape[-1] ** 0.5
+        said: Tensor = x[:, -1] @ self.answers.T / x.shape[-1] ** 0.5
+        return said
