@@ -12,10 +12,11 @@ Source: Dao et al., "FlashAttention" (2022), appendix B.2: our L and S are
 their N, our weights their P, our delta their D.
 """
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attention.checks import check_scale, check_tensors, wrong
+from attention.checks import check_gradient, check_scale, check_tensors
 from attention.dot_product import attention_weights, share_heads
 from attention.mods import Mask, Offset
 from attention.softmax import widen
@@ -76,39 +77,32 @@ def attention_backward(
                 [0.2689, 0.0000]])
     """
     check_tensors(query=query, key=key, value=value)
-    shape = (*query.shape[:-1], value.shape[-1])
-    if not isinstance(grad_out, Tensor) or grad_out.shape != shape:
-        got = getattr(grad_out, "shape", type(grad_out).__name__)
-        got = tuple(got) if isinstance(grad_out, Tensor) else got
-        raise wrong("grad_out", f"have the output's shape {shape}", got)
-    for what in ("dtype", "device"):
-        if getattr(grad_out, what) != getattr(query, what):
-            rule = f"share the {what} of query, {getattr(query, what)}"
-            raise wrong("grad_out", rule, getattr(grad_out, what))
-    weights = attention_weights(
-        query,
-        key,
-        mask=mask,
-        query_offset=query_offset,
-        key_offset=key_offset,
-        scale=scale,
-    )  # (B, H, L, S)
-    scale = check_scale(scale, query.shape[-1])
-    q, grad = widen(query), widen(grad_out)
-    k, v = _for_heads(key, query), _for_heads(value, query)
-    # What takes no part is cleared, as in `attention`: 0 * NaN is NaN.
-    used = weights != 0
-    unread = ~used.any(-2)[..., None]
-    k, v = k.masked_fill(unread, 0), v.masked_fill(unread, 0)
-    q = q.masked_fill(~used.any(-1, keepdim=True), 0)
+    check_gradient(grad_out, query, value)
+    with torch.autocast(query.device.type, enabled=False):
+        weights = attention_weights(
+            query,
+            key,
+            mask=mask,
+            query_offset=query_offset,
+            key_offset=key_offset,
+            scale=scale,
+        )  # (B, H, L, S)
+        scale = check_scale(scale, query.shape[-1])
+        q, grad = widen(query), widen(grad_out)
+        k, v = _for_heads(key, query), _for_heads(value, query)
+        # What takes no part is cleared, as in `attention`: 0 * NaN is NaN.
+        used = weights != 0
+        blind, unseen = ~used.any(-1)[..., None], ~used.any(-2)[..., None]
+        q, grad = q.masked_fill(blind, 0), grad.masked_fill(blind, 0)
+        k, v = k.masked_fill(unseen, 0), v.masked_fill(unseen, 0)
 
-    out = weights @ v  # (B, H, L, Dv)
-    grad_value = weights.transpose(-2, -1) @ grad  # (B, H, S, Dv)
-    grad_weights = grad @ v.transpose(-2, -1)  # (B, H, L, S)
-    delta = (grad * out).sum(-1, keepdim=True)  # (B, H, L, 1)
-    grad_scores = weights * (grad_weights - delta)  # (B, H, L, S)
-    grad_query = scale * grad_scores @ k  # (B, H, L, D)
-    grad_key = scale * grad_scores.transpose(-2, -1) @ q  # (B, H, S, D)
+        out = weights @ v  # (B, H, L, Dv)
+        grad_value = weights.mT @ grad  # (B, H, S, Dv)
+        grad_weights = grad @ v.mT  # (B, H, L, S)
+        delta = (grad * out).sum(-1, keepdim=True)  # (B, H, L, 1)
+        grad_scores = weights * (grad_weights - delta)  # (B, H, L, S)
+        grad_query = scale * grad_scores @ k  # (B, H, L, D)
+        grad_key = scale * grad_scores.mT @ q  # (B, H, S, D)
     return (
         grad_query.to(query.dtype),
         _for_kv_heads(grad_key, key).to(key.dtype),

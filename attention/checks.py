@@ -29,6 +29,13 @@ def wrong(
     return error(f"{name} must {rule}, got {got}")
 
 
+def shapes(tensors: dict[str, Tensor]) -> str:
+    """What an error says of tensors that do not fit: names and shapes."""
+    return ", ".join(
+        [f"{name} {tuple(x.shape)}" for name, x in tensors.items()]
+    )
+
+
 def check_floating(name: str, x: object) -> None:
     """Raise unless x is a tensor of one of the dtypes in FLOATS."""
     if not isinstance(x, Tensor) or x.dtype not in FLOATS:
@@ -54,26 +61,44 @@ def check_tensors(**tensors: Tensor) -> None:
         check_floating(name, x)
     query, key, *_ = tensors.values()
     names = ", ".join(tensors)
-    got = ", ".join(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
     if {x.dim() for x in tensors.values()} not in ({2}, {4}):
-        raise wrong(names, "all be (L, D) or all (B, H, L, D)", got)
+        raise wrong(
+            names, "all be (L, D) or all (B, H, L, D)", shapes(tensors)
+        )
     for what in ("dtype", "device"):
         came = [getattr(x, what) for x in tensors.values()]
         if len(set(came)) > 1:
             raise wrong(names, f"share one {what}", came)
     if query.shape[-1] != key.shape[-1] or query.shape[-1] == 0:
         rule = "have the same head size D, at least 1"
-        raise wrong("query and key", rule, got)
+        raise wrong("query and key", rule, shapes(tensors))
     if "value" in tensors and tensors["value"].shape[:-1] != key.shape[:-1]:
-        raise wrong("value", "have one row for each row of key", got)
+        rule = "have one row for each row of key"
+        raise wrong("value", rule, shapes(tensors))
     if query.dim() == 2:
         return
     H, H_kv = query.shape[1], key.shape[1]
     if query.shape[0] != key.shape[0]:
-        raise wrong("query and key", "have the same batch size B", got)
+        rule = "have the same batch size B"
+        raise wrong("query and key", rule, shapes(tensors))
     if H_kv == 0 or H % H_kv:
         rule = f"be a multiple of those of key, H_kv={H_kv}"
-        raise wrong(f"the heads of query, H={H},", rule, got)
+        raise wrong(f"the heads of query, H={H},", rule, shapes(tensors))
+
+
+def check_gradient(grad_out: object, query: Tensor, value: Tensor) -> None:
+    """Raise unless grad_out has the output's shape, dtype and device."""
+    check_floating("grad_out", grad_out)
+    if not isinstance(grad_out, Tensor):
+        return
+    shape = (*query.shape[:-1], value.shape[-1])
+    if grad_out.shape != shape:
+        rule = f"have the output's shape {shape}"
+        raise wrong("grad_out", rule, tuple(grad_out.shape))
+    for what in ("dtype", "device"):
+        if getattr(grad_out, what) != getattr(query, what):
+            rule = f"share the {what} of query, {getattr(query, what)}"
+            raise wrong("grad_out", rule, getattr(grad_out, what))
 
 
 def check_how(

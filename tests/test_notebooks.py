@@ -30,6 +30,149 @@ LEFT_OVER = re.compile(
 )
 # What somebody might well write, and what each check must not take for right.
 WRONG = {
+    ("across", 1): [
+        "def kernel_attention(query, key, value, width):\n"
+        "    return attention(query, key, value, scale=1 / width**2)",
+        "def kernel_attention(query, key, value, width):\n"
+        "    q = torch.cat([query, torch.ones_like(query[:, :1])], dim=-1)\n"
+        "    k = torch.cat([key, -key.square().sum(dim=-1, keepdim=True)], dim=-1)\n"
+        "    return attention(q, k, value, scale=1 / width**2)",
+        "def kernel_attention(query, key, value, width):\n"
+        "    unit = key / key.norm(dim=-1, keepdim=True)\n"
+        "    return attention(query, unit, value, scale=1 / width**2)",
+    ],
+    ("across", 2): [
+        "def mean_of(x, lengths):\n    return x.nansum(dim=1) / lengths[:, None]",
+        "def mean_of(x, lengths):\n    return x.mean(dim=1)",
+        "def mean_of(x, lengths):\n    real = torch.arange(x.shape[1]) < lengths[:, None]\n"
+        "    return (x * real[..., None]).sum(dim=1) / lengths[:, None]",
+    ],
+    ("across", 3): [
+        "def exposes(f):\n    return True",
+        "def exposes(f):\n    out = f(targets, source.repeat(2, 1, 1), full)[1]\n"
+        "    return not torch.allclose(out, attention(target, source, source))",
+        "def exposes(f):\n    x = source.repeat(2, 1, 1)\n    y = x.clone()\n    y[0] *= 10\n"
+        "    n = torch.tensor([6, 4])\n"
+        "    return not torch.allclose(f(targets, x, n), f(targets, y, n))",
+    ],
+    ("backward", 1): [
+        "def grad_scale(*args):\n    return (backward(*args)[0] * args[0]).sum()",
+        "def grad_scale(*args):\n    dq, dk, _ = backward(*args)\n"
+        "    return ((dq * args[0]).sum() + (dk * args[1]).sum()) / args[-1]",
+        "def grad_scale(q, k, v, g, c):\n    return (g * forward(q, k, v, c)).sum() / c",
+    ],
+    ("backward", 2): [
+        "def backward_both(q, k, v, g, grad_lse, c):\n    return backward(q, k, v, g, c)",
+        "def backward_both(q, k, v, g, grad_lse, c):\n"
+        "    average = (g * forward(q, k, v, c)).sum(-1) + grad_lse\n"
+        "    return backward_some(q, k, v, g, c, torch.logsumexp(c * q @ k.T, -1), average)",
+    ],
+    ("backward", 3): [
+        "def exposes(f):\n    return True",
+        "def exposes(f):\n    a = q[:1], k, v, grad[:1], 0.7\n"
+        "    return not agree(f(*a), by_autograd(*a))",
+        "def exposes(f):\n    a = q, k[:5], v[:5], grad, 0.7\n"
+        "    return not torch.allclose(f(*a)[2], by_autograd(*a)[2])",
+    ],
+    ("causal", 1): [
+        "def prefix(n):\n    return causal",
+        "def prefix(n):\n    def mod(b, h, q_idx, kv_idx):\n"
+        "        return (q_idx >= kv_idx) | (q_idx < n)\n    return mod",
+        "def prefix(n):\n    def mod(b, h, q_idx, kv_idx):\n"
+        "        return (q_idx >= kv_idx) & (kv_idx < n)\n    return mod",
+    ],
+    ("causal", 2): [
+        "def packed(sentence):\n    return causal",
+        "def packed(sentence):\n    def same(b, h, q_idx, kv_idx):\n"
+        "        return sentence[q_idx] == sentence[kv_idx]\n    return same",
+        "def packed(sentence):\n    def same(b, h, q_idx, kv_idx):\n"
+        "        return sentence[kv_idx] == sentence[0]\n    return and_masks(causal, same)",
+    ],
+    ("causal", 3): [
+        "def exposes(attend):\n    return True",
+        "def exposes(attend):\n"
+        "    return influence(lambda x: attend(x, x, x), x).triu(diagonal=1).any()",
+        "def exposes(attend):\n    return not influence(lambda x: attend(x, x, x), x)[0, 0]",
+        "def exposes(attend):\n"
+        "    return not influence(lambda y: attend(x, y, y), x).diagonal().all()",
+    ],
+    ("heads", 1): [
+        "from copy import deepcopy\n\n\ndef permute_heads(layer, order):\n    return deepcopy(layer)",
+        "from copy import deepcopy\n\n\ndef permute_heads(layer, order):\n"
+        "    D, other = layer.head_dim, deepcopy(layer)\n"
+        "    moved = torch.cat([torch.arange(h * D, h * D + D) for h in order])\n"
+        "    for linear in (other.query, other.key, other.value):\n"
+        "        linear.weight.data = linear.weight.data[moved]\n"
+        "    return other",
+        "from copy import deepcopy\n\n\ndef permute_heads(layer, order):\n"
+        "    D, other = layer.head_dim, deepcopy(layer)\n"
+        "    moved = torch.cat([torch.arange(h * D, h * D + D) for h in order])\n"
+        "    for linear in (other.query, other.key, other.value, other.out):\n"
+        "        linear.weight.data = linear.weight.data[moved]\n"
+        "    return other",
+    ],
+    ("heads", 2): [
+        "def n_parameters(d_model, n_heads, bias):\n    return 4 * d_model**2",
+        "def n_parameters(d_model, n_heads, bias):\n"
+        "    return (4 * d_model**2 + 4 * d_model * bias) * n_heads",
+        "def n_parameters(d_model, n_heads, bias):\n    return 3 * d_model**2 + 3 * d_model * bias",
+    ],
+    ("heads", 3): [
+        "def from_torch(theirs):\n"
+        "    ours = MultiHeadAttention(theirs.embed_dim, theirs.num_heads).double()\n"
+        "    with torch.no_grad():\n"
+        "        for a, b in pairs(ours, theirs):\n"
+        "            a.copy_(b)\n"
+        "    return ours",
+        "def from_torch(theirs):\n"
+        "    ours = MultiHeadAttention(theirs.embed_dim, theirs.num_heads, bias=True).double()\n"
+        "    with torch.no_grad():\n"
+        "        for a, b in pairs(ours, theirs):\n"
+        "            a.copy_(b)\n"
+        "        ours.out.bias.copy_(theirs.out_proj.bias)\n"
+        "    return ours",
+    ],
+    ("heads", 4): [
+        "def exposes(f):\n    return f(torch.randn(2, 6, 12), 3).shape != (2, 6, 12)",
+        "def exposes(f):\n"
+        "    x = torch.randn(6, 12, dtype=torch.float64)\n"
+        "    return bool(influence(lambda x: f(x[None], 2)[0], x).triu(diagonal=1).any())",
+        "def exposes(f):\n"
+        "    x = torch.randn(2, 6, 12)\n"
+        "    return not torch.allclose(f(x, 1), right(x, 1))",
+    ],
+    ("queries-keys-values", 1): [
+        "M = torch.eye(3)",
+        "M = 10 * torch.eye(3)",
+        "M = 10 * torch.tensor([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]])",
+    ],
+    ("queries-keys-values", 2): [
+        "def disguise(W_query, W_key, A):\n    return W_query, W_key",
+        "def disguise(W_query, W_key, A):\n    return W_query @ A, W_key @ torch.linalg.inv(A)",
+        "def disguise(W_query, W_key, A):\n    return W_query @ A, W_key @ A",
+    ],
+    ("queries-keys-values", 3): [
+        "def exposes(make):\n    return True",
+        "def exposes(make):\n    return make(3, 2)(inputs).shape != (6, 2)",
+        "def exposes(make):\n    return len(list(make(3, 2).parameters())) == 3",
+    ],
+    ("scaling", 1): [
+        "def bound(d_in):\n    return 1 / math.sqrt(d_in)",
+        "def bound(d_in):\n    return math.sqrt(3 / 64)",
+        "def bound(d_in):\n    return 3 / math.sqrt(d_in)",
+    ],
+    ("scaling", 2): [
+        "def crowd(D):\n    return math.exp(math.sqrt(D))",
+        "def crowd(D):\n    return math.exp(D / 8 - 0.5)",
+        "def crowd(D):\n    return math.sqrt(D)",
+    ],
+    ("scaling", 3): [
+        "def exposes(attend):\n    return not torch.allclose(attend(queries, keys, values), out)",
+        "def exposes(attend):\n    x = torch.randn(2, 3, 5, 7)\n"
+        "    return attend(x, x, x).shape != x.shape",
+        "def exposes(attend):\n    x = torch.randn(2, 8, 5, 8)\n"
+        "    return not torch.allclose(attend(x, x, x), attention(x, x, x), atol=1e-5)",
+    ],
     ("similarity", 1): [
         "def cosine_weights(x):\n    return torch.softmax(x @ x.T, dim=-1)",
         "def cosine_weights(x):\n    return torch.full((6, 6), 1 / 6)",
@@ -128,7 +271,7 @@ def test_a_notebook_has_all_the_code_of_its_page(chapter: Chapter) -> None:
             file, _, name = snippet.fence.source.split('"')[1].partition(":")
             module = file.removesuffix(".py").replace("/", ".")
             at = sources.index(f"from {module} import {name}")
-            assert f"> def {name}(" in sources[at - 1]
+            assert re.search(rf"^> (def|class) {name}\(", sources[at - 1], re.M)
         elif snippet not in solutions:
             assert squeeze(snippet.fence.source) in sources
 
@@ -223,7 +366,7 @@ def test_plain_markdown_has_the_code_and_the_outputs_of_its_page(path: Path) -> 
     for token, fence in zip(fences, page.fences, strict=True):
         shown = squeeze(token.content)
         if "--8<--" in fence.source:
-            assert shown.startswith("def ") and "return" in shown
+            assert shown.startswith(("def ", "class ")) and "return" in shown
         else:
             assert shown == squeeze(fence.source)
 
