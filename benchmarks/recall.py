@@ -68,6 +68,7 @@ LAYERS: dict[str, tuple[int, Callable[[], nn.Module], int]] = {
     "one head, causal": (5, lambda: CausalSelfAttention(D_MODEL, D_MODEL), 2 * D_MODEL),
     "2 heads, causal": (6, lambda: CausalHeads(D_MODEL, 2), 2 * D_MODEL),
     "4 heads, causal": (6, lambda: CausalHeads(D_MODEL, 4), 2 * D_MODEL),
+    "64 heads, causal": (6, lambda: CausalHeads(D_MODEL, 64), 2 * D_MODEL),
 }
 
 
