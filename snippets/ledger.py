@@ -47,7 +47,9 @@ def inputs(root: Path, page: Path) -> dict[str, str]:
         "text": digest(page.read_text("utf-8")),
         "package": digest_files(root, "attention/**/*.py"),
         "pins": digest_files(root, "constraints.txt"),
-        "checker": digest_files(root, "snippets/**/*.py", "conftest.py", "mkdocs.yml"),
+        "checker": digest_files(
+            root, "snippets/**/*.py", "snippets/**/*.jinja", "conftest.py", "mkdocs.yml"
+        ),
         "python": platform.python_version(),
         "torch": torch_version(),
     }

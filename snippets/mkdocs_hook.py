@@ -13,13 +13,16 @@ from typing import Any
 from mkdocs.exceptions import PluginError
 from mkdocs.plugins import event_priority
 from mkdocs.utils import get_relative_url
+from mkdocs_autorefs import AutorefsExtension
+from mkdocstrings import MkdocstringsPlugin
 
-from snippets import lab, ledger, policy, reader, takeaway
+from snippets import crosslinks, lab, ledger, policy, reader, takeaway
 from snippets.katex import typeset
 from snippets.takeaway import NO_CHAPTERS
 
 log = logging.getLogger("mkdocs.plugins.book")
 serving = False
+links: crosslinks.Links
 MATH = re.compile(
     r"\$\$(?P<display>.+?)\$\$|(?<![\\$\w])\$(?P<inline>\S|\S[^$]*?\S)\$(?![\d$])", re.S
 )
@@ -31,7 +34,13 @@ def on_startup(command: str, dirty: bool) -> None:
     serving = command == "serve"
 
 
+@event_priority(-100)  # after mkdocstrings has added its style, and autorefs its links
 def on_config(config: Any) -> Any:
+    # No page here has need of them, and autorefs would take `a[0]["b"]` in an attribute for a link.
+    config.extra_css.remove(MkdocstringsPlugin.css_filename)
+    config.markdown_extensions[:] = [
+        one for one in config.markdown_extensions if not isinstance(one, AutorefsExtension)
+    ]
     if not config.repo_url:
         config.edit_uri = ""  # no public home, no link to edit at
     return config
@@ -39,7 +48,9 @@ def on_config(config: Any) -> Any:
 
 @event_priority(-100)  # after the notebook plugin has wrapped the files
 def on_files(files: Any, config: Mapping[str, Any]) -> Any:
+    global links
     root = Path(config["config_file_path"]).parent
+    links = crosslinks.links(root, config["nav"])
     stale = []
     for file in files:
         path = Path(file.abs_src_path or "")
@@ -63,10 +74,10 @@ def on_files(files: Any, config: Mapping[str, Any]) -> Any:
 
 
 def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
-    """A lab's formulas and figures, which no Markdown extension sees, as those of the pages."""
-    if not page.file.src_uri.endswith(".ipynb"):
-        return content
+    """The links that nobody types and, in a lab, formulas and figures as those of the pages."""
     pages = {f.src_uri: f.url_relative_to(page.file) for f in files.documentation_pages()}
+    if not page.file.src_uri.endswith(".ipynb"):
+        return links.add(content, page.file.src_uri, pages.__getitem__)
     try:
         content = lab.slim(content, page.file.src_uri, pages)
     except lab.LabError as error:
@@ -93,15 +104,15 @@ def on_page_context(context: Any, page: Any, config: Any, nav: Any) -> Any:
     context["chapter"] = pages.index(page) + 1 if page in pages else None
     root = Path(config["config_file_path"]).parent
     how = get_relative_url(".", page.url) + "#how-the-pages-are-kept-true"
-    links = reader.take(takeaway.links(page, config))
+    takes = reader.take(takeaway.links(page, config))
     if page.file.src_uri.endswith(".ipynb"):
         shown = lab.state(Path(page.file.abs_src_path))
         page.content = reader.add_buttons(page.content, shown, "")
-        page.content = reader.under_title(page.content, reader.mark(shown, how, links))
+        page.content = reader.under_title(page.content, reader.mark(shown, how, takes))
         return context
     shown, table = reader.state(root, Path(page.file.abs_src_path)), ""
     page.content = reader.add_buttons(page.content, shown, config.repo_url or "")
-    links = links if shown.word == reader.VERIFIED else ""  # what was not run is not written
+    takes = takes if shown.word == reader.VERIFIED else ""  # what was not run is not written
     if page.is_homepage:
         rows = [
             (one.title, get_relative_url(one.url, page.url), reader.state(root, path))
@@ -109,7 +120,7 @@ def on_page_context(context: Any, page: Any, config: Any, nav: Any) -> Any:
             if (path := Path(one.file.abs_src_path)).suffix == ".md"
         ]
         shown, table = reader.whole(row[-1] for row in rows), reader.table(rows)
-    page.content = reader.under_title(page.content, reader.mark(shown, how, links, table))
+    page.content = reader.under_title(page.content, reader.mark(shown, how, takes, table))
     return context
 
 
@@ -126,6 +137,7 @@ def name_dialog(output: str) -> str:
 
 
 def on_post_build(config: Any) -> None:
+    Path(config.site_dir, MkdocstringsPlugin.css_filename).unlink(missing_ok=True)
     takeaway.write(config)
     if not serving:  # its reloading is a script in the page
         policy.write(Path(config["site_dir"]))

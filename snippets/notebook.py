@@ -14,8 +14,9 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from .exercises import Exercise
 from .ledger import digest
-from .page import FIGURE, INTERACTIVE, OUTPUT, Exercise, Fence, Page, Snippet
+from .page import FIGURE, INTERACTIVE, OUTPUT, Fence, Page, Snippet
 from .plain import Book, Line, Quoted, block, fenced, figures_in_words, indent, lines
 from .run import Output, listed
 

@@ -10,14 +10,13 @@ The rules, which CONTRIBUTING.md explains to authors:
 - `` `0.24`{data-expr="weights[1]"} `` and `\py{0.24}{weights[1]}` are numbers with a source;
 - a Python fence may carry `data-raises="ValueError"`, `data-notest="why"`, or, for the reader who
   copies it, `data-needs="several processes"`, and no more;
-- a folded `Solution` ends in a snippet with `data-check="name"`, which judges a reader's `name`.
+- `::: attention.softmax` stands for what `reference` makes of that module's docstrings;
+- a folded `Solution` ends in a check of the reader's answer (see `exercises`).
 """
 
-import ast
 import functools
 import itertools
 import re
-import symtable
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,9 @@ from markdown import Markdown
 from markdown.extensions.attr_list import get_attrs_and_remainder
 from markdown.preprocessors import Preprocessor
 from pymdownx.snippets import SnippetExtension, SnippetMissingError
+
+from . import exercises, reference
+from .exercises import Exercise, compiles
 
 RUN, INTERACTIVE, OUTPUT = "python", "pycon", "output"
 SHOWN = {"text", "console", "markdown", "toml", "yaml", "json", "make", "bibtex"}  # never run
@@ -50,8 +52,7 @@ INCLUDE = re.compile(r"^[ \t]*--8<--", re.M)
 COMMENT = re.compile(r"<!--.*?-->", re.S)
 DIRECTIVE = re.compile(r"<!--+\s*;?\s*(?P<word>skip|clear-namespace|invisible-code)\b")
 ITEM_FENCE = re.compile(r"^[ \t>]*(?:[-*+]|\d+[.)])[ \t]+(?:`{3,}|~{3,})[^`\n]*$", re.M)
-SOLUTION = re.compile(r'^(?P<indent>[ ]*)\?{3}\+?[ ]+success[ ]+"Solution"[ ]*$', re.M)
-EXERCISE = re.compile(r"^[ ]*\*\*(?P<title>\d+\. [^*\n]+)\*\*", re.M)
+AUTODOC = re.compile(r"^[ \t]*(?:#+[ \t]*)?:::", re.M)
 BARE_PROMPT = re.compile(r"^[ \t]*(?:[-*+][ \t]+|\d+[.)][ \t]+)?>>>[ \t]", re.M)
 
 
@@ -122,16 +123,6 @@ class Snippet:
 
 
 @dataclass(frozen=True)
-class Exercise:
-    """A folded solution, the names that it defines for its check, and the title above it."""
-
-    title: str
-    names: list[str]
-    solution: list[Snippet]
-    check: Snippet
-
-
-@dataclass(frozen=True)
 class Number:
     """A number in prose or in a formula, and the expression that gives it."""
 
@@ -154,6 +145,7 @@ class Page:
     exercises: list[Exercise] = field(default_factory=list)
     fences: list[Fence] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    made: list[tuple[int, int]] = field(default_factory=list)  # from docstrings, nobody typed it
 
     def line_at(self, offset: int) -> int:
         return self.text.count("\n", 0, offset) + 1
@@ -173,18 +165,11 @@ class Page:
         return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def compiles(source: str) -> bool:
-    try:
-        compile(source, "snippet", "exec")
-    except SyntaxError:
-        return False
-    return True
-
-
 def parse(path: Path | str, text: str | None = None) -> Page:
     """Read the page at `path` (or `text` in its stead)."""
     path = Path(path)
-    page = Page(path, path.read_text("utf-8") if text is None else text)
+    text, made = reference.expand(path.read_text("utf-8") if text is None else text)
+    page = Page(path, text, made=made)
     page.fences = list(_fences(page))
     _check_fences(page)
     _join_snippets(page)
@@ -202,9 +187,13 @@ def parse(path: Path | str, text: str | None = None) -> Page:
         )
     for match in INCLUDE.finditer(prose):
         page.problem(match.start(), "only a Python fence may include a file with --8<--")
+    for match in AUTODOC.finditer(prose):
+        page.problem(match.start(), "::: stands before a module of the package, and nothing else")
     for match in BARE_PROMPT.finditer(prose):
         page.problem(match.start(), ">>> outside a fence is never run: put it in ```pycon")
-    _find_exercises(page, prose)
+    page.exercises, complaints = exercises.find(page.text, prose, page.snippets)
+    for at, complaint in complaints:
+        page.problem(at, complaint)
     _find_numbers(page, prose)
     return page
 
@@ -284,6 +273,8 @@ def _info(info: str) -> tuple[str, dict[str, str], str | None]:
 def _check_fences(page: Page) -> None:
     for fence in page.fences:
         known = {RUN, INTERACTIVE, OUTPUT} | SHOWN
+        if any(start < fence.start < end for start, end in page.made):
+            known |= {reference.SIGNATURE}
         if fence.lang not in known:
             hint = "python" if fence.lang.lower() in {"py", "python3", "py3", "python"} else ""
             hint = hint or ("pycon" if fence.lang in {"doctest", "pyconsole"} else "")
@@ -351,68 +342,6 @@ def _join_snippets(page: Page) -> None:
             page.problem(image.start("src"), f"no snippet directly above draws {src}")
         if not re.fullmatch(rf"figures/{re.escape(stem)}(?:-[\w-]+)?\.svg", src):
             page.problem(image.start("src"), f"a figure of this page is named figures/{stem}-….svg")
-
-
-def _find_exercises(page: Page, prose: str) -> None:
-    """Each folded solution with its title above it, and the check of an answer at its end."""
-    inside, after = set(), 0
-    for fold in SOLUTION.finditer(prose):
-        deeper = re.compile(rf"\n(?=[ ]{{0,{len(fold['indent']) + 3}}}[^ \n])")
-        closing = deeper.search(page.text, fold.end())
-        end = closing.start() if closing else len(page.text)
-        region, after = page.text[after : fold.start()], end
-        solution = [s for s in page.snippets if fold.start() < s.start < end]
-        check = solution.pop() if solution else None
-        titles = [match["title"] for match in EXERCISE.finditer(region)]
-        if not titles:
-            page.problem(
-                fold.start(), "a solution without an exercise: **1. Title.** goes above it"
-            )
-        elif not check or check.check is None:
-            page.problem(
-                fold.start(),
-                "an exercise without a check: its solution ends in a snippet that judges an "
-                'answer, ``` { .python data-check="name" }',
-            )
-        else:
-            inside.add(check.start)
-            exercise = Exercise(titles[-1].rstrip("."), check.check.split(), solution, check)
-            page.exercises.append(exercise)
-            for complaint in _check_exercise(exercise, region):
-                page.problem(check.start, complaint)
-    for snippet in page.snippets:
-        if snippet.check is not None and snippet.start not in inside:
-            page.problem(snippet.start, "a check is the last snippet of a folded solution")
-
-
-def _check_exercise(exercise: Exercise, region: str) -> Iterator[str]:
-    """What would keep the check from judging what a reader writes in the solution's stead."""
-    check, names = exercise.check, exercise.names
-    if check.raises is not None or check.notest is not None or check.is_listing or check.figure:
-        yield "a check is run, raises nothing and draws nothing"
-    if not check.output:
-        yield "a check shows in an ```output fence what a right answer gives"
-    sources = [s.fence.source for s in exercise.solution if not s.is_listing]
-    if not all(map(compiles, [check.fence.source, *sources])):
-        return  # the run says where
-    nodes = list(ast.walk(ast.parse(check.fence.source)))
-    used = {node.id for node in nodes if isinstance(node, ast.Name)}
-    solved = set().union(*map(defined, sources))
-    for name in names:
-        if not name.isidentifier():
-            yield f"data-check names what an answer defines; {name!r} is no name in Python"
-        elif name not in used or name in defined(check.fence.source):
-            yield f"the check of {name!r} does not use the {name!r} of an answer"
-        elif name not in solved:
-            yield f"the check is of {name!r}, which the solution does not define"
-        elif not re.search(rf"`{name}\b", region):
-            yield f"the exercise does not tell the reader to define `{name}`"
-
-
-def defined(source: str) -> set[str]:
-    """The names that a snippet binds in its page's namespace."""
-    symbols = symtable.symtable(source, "snippet", "exec").get_symbols()
-    return {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
 
 
 def _find_numbers(page: Page, prose: str) -> None:

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from .exercises import SOLUTION
 from .katex import MACROS
 from .markdown_ext import EQREF, LABEL, strip_macros, svg_words
-from .page import CODE_SPAN, COMMENT, FIGURE, OUTPUT, RUN, SOLUTION, Fence, Page, listing
+from .page import CODE_SPAN, COMMENT, FIGURE, OUTPUT, RUN, Fence, Page, listing
 
 FENCE_MARK = re.compile(r"(?P<pad>.*)\0(?P<index>\d+)\0")  # where a fence stood
 DISPLAY, INLINE = r"\$\$.+?\$\$", r"\$(?!\s)(?:\\.|[^\\$\n]|\n(?![ \t]*\n))+?(?<!\s)\$"

@@ -71,6 +71,7 @@ class Book:
     def __call__(self, document: Document) -> Iterator[Region]:
         start = time.perf_counter()
         page = parse(document.path, document.text)
+        document.text, document.end = page.text, len(page.text)
         sheet = Sheet(page, Run(page, self.root))
         self.sheets.append(sheet)
         self.overhead += time.perf_counter() - start
@@ -112,7 +113,10 @@ class Book:
             try:
                 if page.problems:
                     raise ValueError("the page is left alone until what is wrong with it is mended")
-                sheet.edits += update.edits_for(page, part, shown)
+                edits = update.edits_for(page, part, shown)
+                if edits and page.made:
+                    raise ValueError("this page is made from docstrings, which nothing rewrites")
+                sheet.edits += edits
             except Exception as error:
                 return f"{run.name}:{part.line}: {describe(error)}"
             return None

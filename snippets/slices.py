@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .page import INTERACTIVE, Page, Snippet, compiles, listing
+from .exercises import compiles
+from .page import INTERACTIVE, Page, Snippet, listing
 from .render import squeeze
 from .run import DEFINITIONS, Run, Shown, describe
 from .state import as_main, capture, fresh_state, no_loose_ends

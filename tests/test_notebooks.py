@@ -150,6 +150,7 @@ WRONG = {
         "def disguise(W_query, W_key, A):\n    return W_query, W_key",
         "def disguise(W_query, W_key, A):\n    return W_query @ A, W_key @ torch.linalg.inv(A)",
         "def disguise(W_query, W_key, A):\n    return W_query @ A, W_key @ A",
+        "def disguise(W_query, W_key, A):\n    return 2 * W_query, W_key / 2",
     ],
     ("queries-keys-values", 3): [
         "def exposes(make):\n    return True",

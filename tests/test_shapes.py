@@ -4,6 +4,7 @@ In a process of its own, because the hook rewrites what it imports and raises be
 functions' own checks, which the other tests are about.
 """
 
+import re
 import shutil
 import subprocess
 import sys
@@ -21,12 +22,9 @@ from attention import *
 """
 
 VALID = """
-from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.attention.flex_attention import BlockMask, and_masks, create_mask
 
 B, H_KV, H, L, S, D, DV = 2, 3, 6, 5, 7, 11, 13
-
-def causal(b, h, q_idx, kv_idx):
-    return q_idx >= kv_idx
 
 def distance(score, b, h, q_idx, kv_idx):
     return score - (q_idx - kv_idx).abs()
@@ -61,6 +59,69 @@ attention(q[:0], k, v)
 attention(q, k[:0], v[:0])
 softmax(torch.zeros(3))
 
+D_MODEL, HEAD_DIM = 6, 5
+for dtype in (torch.bfloat16, torch.float64):
+    x, y = torch.randn(B, L, D_MODEL, dtype=dtype), torch.randn(B, S, D_MODEL, dtype=dtype)
+    for layer in (
+        SelfAttention(D_MODEL, HEAD_DIM, bias=True),
+        CausalSelfAttention(d_model=D_MODEL, head_dim=HEAD_DIM),
+    ):
+        layer.to(dtype)
+        assert layer(x).shape == (B, L, HEAD_DIM)
+        assert layer(x[0]).shape == (L, HEAD_DIM)
+    for layer in (
+        MultiHeadAttention(D_MODEL, 6, n_kv_heads=3, bias=True, dropout=0.5),
+        MultiHeadAttention(d_model=D_MODEL, n_heads=2, dropout=0),
+        MultiHeadAttention(D_MODEL, 6, n_kv_heads=None).eval(),
+    ):
+        layer.to(dtype)
+        H = layer.n_heads
+        for how in (
+            {},
+            dict(mask=mask),
+            dict(mask=mask.expand(B, H, L, S)),
+            dict(mask=causal, score_mod=distance, query_offset=torch.tensor([2, 3]), key_offset=0),
+            dict(mask=padding(torch.tensor([3, 0])), query_offset=0, key_offset=0),
+            dict(mask=block_mask, query_offset=2, key_offset=0),
+        ):
+            assert layer(x, y, **how).shape == (B, L, D_MODEL)
+            assert layer(x, y, y + 1, **how).shape == (B, L, D_MODEL)
+        assert layer(x).shape == (B, L, D_MODEL)
+        assert layer(x[0], y[0], None, mask=mask).shape == (L, D_MODEL)
+        assert layer(x[:, :0]).shape == (B, 0, D_MODEL)
+        assert layer(x, y[:, :0]).shape == (B, L, D_MODEL)
+    layer = AdditiveAttention(d_query=D_MODEL, d_key=D, d_hidden=3).to(dtype)
+    keys, values = torch.randn(B, S, D, dtype=dtype), torch.randn(B, S, DV, dtype=dtype)
+    for how in ({}, dict(mask=mask), dict(mask=causal, **offsets), dict(mask=mask[None, None])):
+        assert layer(x, keys, values, **how).shape == (B, L, DV)
+        assert layer.weights(x, keys, **how).shape == (B, L, S)
+    assert layer(x[0], keys[0], values[0], mask=mask).shape == (L, DV)
+    assert layer.weights(x[0], keys[0]).shape == (L, S)
+    q = torch.randn(B, 6, L, D, dtype=dtype)
+    k, v = torch.randn(B, H_KV, S, D, dtype=dtype), torch.randn(B, H_KV, S, DV, dtype=dtype)
+    grad = torch.randn(B, 6, L, DV, dtype=dtype)
+    for how in ({}, dict(scale=1), dict(scale=0.5, mask=mask), dict(mask=causal, **offsets)):
+        shapes = [x.shape for x in attention_backward(q, k, v, grad, **how)]
+        assert shapes == [q.shape, k.shape, v.shape]
+    q, k, v, grad = (x[0, 0] for x in (q, k, v, grad))
+    attention_backward(q, k, v, grad, mask=mask)
+
+for dtype in (torch.int32, torch.int64):
+    b, h, i, j = (torch.arange(n, dtype=dtype) for n in (B, 6, L, S))
+    lengths = torch.tensor([3, 0], dtype=dtype)
+    assert causal(b[0], h[0], i[0], j[0]).shape == ()
+    grid = [x.view([-1 if n == dim else 1 for n in range(4)]) for dim, x in enumerate((b, h, i, j))]
+    assert causal(*grid).shape == (1, 1, L, S)
+    assert padding(lengths)(*grid).shape == (B, 1, 1, S)
+    create_mask(and_masks(causal, padding(lengths)), B, 6, L, S, device="cpu")
+
+tokens, answers = recall_batch(n=2, n_pairs=3, n_keys=5, n_values=7)
+assert (tokens.shape, answers.shape) == ((2, 7), (2,))
+recall_batch(2, generator=torch.Generator().manual_seed(0))
+train_recall(lambda: MultiHeadAttention(8, 2), steps=1, n_layers=1, d_model=8, seed=1)
+
+k = torch.randn(S, D)
+q, v = torch.randn(L, D), torch.randn(S, DV)
 names = [str(n) for n in range(S)]
 heatmap(attention_weights(q, k), names[:L], names, title="t", digits=1)
 heatmap(mask, names[:L], names, digits=0)
@@ -76,7 +137,7 @@ def refuses(f, *args, **kwargs):
         f(*args, **kwargs)
     except jaxtyping.TypeCheckError:
         return
-    raise AssertionError(f"{f.__name__} took {kwargs}")
+    raise AssertionError(f"{f} took {args} {kwargs}")
 
 x = torch.zeros(5, 3)
 refuses(attention_scores, x, torch.zeros(7, 4))
@@ -85,6 +146,22 @@ refuses(attention, x, x, x, scale="1")
 refuses(attention, x, x, x, mask=torch.zeros(5, 5))
 refuses(softmax, torch.zeros(3, dtype=torch.int64))
 refuses(heatmap, torch.zeros(3), ["a"], ["b"])
+refuses(causal, *torch.zeros(4))
+refuses(causal, *torch.zeros(3, dtype=torch.int64), 0)
+refuses(padding, torch.zeros(2))
+refuses(padding, torch.zeros(2, 2, dtype=torch.int64))
+refuses(SelfAttention(3, 2), torch.zeros(3, dtype=torch.int64))
+refuses(SelfAttention(3, 2), torch.zeros(3))
+refuses(SelfAttention, 3.0, 2)
+refuses(MultiHeadAttention, 6, 2, dropout="0.1")
+refuses(MultiHeadAttention(3, 1), x, x[:, :2])
+refuses(MultiHeadAttention(3, 1), x, x[:4], x[:3])
+refuses(AdditiveAttention(3, 3, 2), x, x, x[:4])
+refuses(AdditiveAttention(3, 3, 2).weights, x[None], x)
+refuses(attention_backward, x, x, x, x[:4])
+refuses(attention_backward, x, x, x, x, scale="1")
+refuses(recall_batch, 2.0)
+refuses(train_recall, None)
 """
 
 
@@ -100,6 +177,10 @@ def run(code, folder):
 def test_valid_input_passes_and_bad_input_fails_under_the_hook():
     done = run(VALID + BAD, PACKAGE.parent)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_is_given_valid_input():
+    assert [name for name in attention.__all__ if not re.search(rf"\b{name}\b", VALID)] == []
 
 
 def test_a_wrong_annotation_fails_on_valid_input(tmp_path):
