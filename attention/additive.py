@@ -16,7 +16,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attention.checks import check_how, check_sequence, check_sizes, wrong
+from attention.checks import (
+    check_floating,
+    check_how,
+    check_sequence,
+    check_sizes,
+    wrong,
+)
 from attention.mods import Mask, Offset, as_tensor
 from attention.softmax import softmax, widen
 
@@ -77,14 +83,19 @@ class AdditiveAttention(nn.Module):
         Returns:
             (L, Dv) or (B, L, Dv); zeros for a query that may see nothing.
         """
-        if not isinstance(value, Tensor) or value.shape[:-1] != key.shape[:-1]:
-            got = getattr(value, "shape", type(value).__name__)
-            rule = f"have one row for each row of key {tuple(key.shape)}"
-            raise wrong("value", rule, got)
         offsets = {"query_offset": query_offset, "key_offset": key_offset}
         weights = self.weights(query, key, mask=mask, **offsets)
-        hidden = ~weights.any(-2)  # (B, S); 0 * NaN is NaN
-        out = weights @ widen(value.masked_fill(hidden[..., None], 0))
+        check_floating("value", value)
+        if value.shape[:-1] != key.shape[:-1]:
+            rule = f"have one row for each row of key {tuple(key.shape)}"
+            raise wrong("value", rule, tuple(value.shape))
+        cast = torch.is_autocast_enabled(value.device.type)
+        if value.dtype != query.dtype and not cast:
+            rule = f"share the dtype of query, {query.dtype}"
+            raise wrong("value", rule, value.dtype)
+        hidden = ~weights.any(-2)[..., None]  # (B, S, 1); 0 * NaN is NaN
+        with torch.autocast(value.device.type, enabled=False):
+            out = weights @ widen(value.masked_fill(hidden, 0))
         return out.to(value.dtype)  # (B, L, Dv)
 
     def weights(
@@ -97,8 +108,8 @@ class AdditiveAttention(nn.Module):
         key_offset: Offset | None = None,
     ) -> Float[Tensor, "*batch L S"]:
         """Share of each key, (L, S) or (B, L, S), in float32 or wider."""
-        check_sequence("query", query, self.query.in_features, "d_query")
-        check_sequence("key", key, self.key.in_features, "d_key")
+        check_sequence("query", query, self.query.weight, "d_query")
+        check_sequence("key", key, self.key.weight, "d_key")
         if query.shape[:-2] != key.shape[:-2]:
             got = f"{tuple(query.shape)} and {tuple(key.shape)}"
             raise wrong("query and key", "have the same batch size B", got)

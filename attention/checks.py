@@ -234,11 +234,19 @@ def check_divides(**sizes: int) -> None:
         )
 
 
-def check_sequence(name: str, x: object, width: int, what: str) -> None:
-    """Raise unless x is (L, width) or (B, L, width) and floating-point."""
+def check_sequence(name: str, x: object, weight: Tensor, size: str) -> None:
+    """Raise unless a layer with this weight, (out, in), can take x.
+
+    It must be (L, in) or (B, L, in), and share the weight's dtype unless
+    autocast sees to that. The size is what the layer calls `in`.
+    """
     check_floating(name, x)
     if not isinstance(x, Tensor):
         return
+    width = weight.shape[1]
     if x.dim() not in (2, 3) or x.shape[-1] != width:
-        rule = f"be (L, {width}) or (B, L, {width}), where {what}={width}"
+        rule = f"be (L, {width}) or (B, L, {width}), where {size}={width}"
         raise wrong(name, rule, tuple(x.shape))
+    cast = torch.is_autocast_enabled(x.device.type)
+    if x.dtype != weight.dtype and not cast:
+        raise wrong(name, f"share the layer's dtype {weight.dtype}", x.dtype)

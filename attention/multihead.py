@@ -18,7 +18,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from attention.checks import check_divides, check_sequence, wrong
+from attention.checks import (
+    check_divides,
+    check_sequence,
+    check_tensors,
+    wrong,
+)
 from attention.dot_product import attention, attention_weights, share_heads
 from attention.mods import Mask, Offset, ScoreMod
 
@@ -98,7 +103,9 @@ class MultiHeadAttention(nn.Module):
             query: (L, d_model) or (B, L, d_model).
             key: (S, d_model) or (B, S, d_model); None is query.
             value: of the shape of key; None is key.
-            mask: as in `attention`, over (B, H, L, S).
+            mask: as in `attention`, over (B, H, L, S). A token that it hides
+                from every query must still be finite in training: the
+                gradient of key.weight multiplies it by zero.
             score_mod: as in `attention`.
             query_offset: as in `attention`.
             key_offset: as in `attention`.
@@ -110,7 +117,7 @@ class MultiHeadAttention(nn.Module):
         value = key if value is None else value
         tokens = {"query": query, "key": key, "value": value}
         for name, x in tokens.items():
-            check_sequence(name, x, self.query.in_features, "d_model")
+            check_sequence(name, x, self.query.weight, "d_model")
         if len({x.dim() for x in tokens.values()}) > 1:
             got = {name: tuple(x.shape) for name, x in tokens.items()}
             raise wrong("query, key, value", "all have a batch, or none", got)
@@ -123,6 +130,7 @@ class MultiHeadAttention(nn.Module):
             "key_offset": key_offset,
         }
         if self.training and self.dropout:
+            check_tensors(query=q, key=k, value=v)
             weights = attention_weights(q, k, **how)  # (B, H, L, S)
             v = share_heads(v, self.n_heads)
             v = v.masked_fill(~weights.any(-2)[..., None], 0)  # hidden NaN

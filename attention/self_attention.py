@@ -30,8 +30,8 @@ class SelfAttention(nn.Module):
 
     Raises:
         TypeError, ValueError: a size is no integer, or below 1; in forward, x
-            is no floating-point tensor, or not (L, d_model) or
-            (B, L, d_model).
+            is no floating-point tensor of the layer's dtype, or not
+            (L, d_model) or (B, L, d_model).
 
     Example:
         >>> import torch
@@ -56,7 +56,7 @@ class SelfAttention(nn.Module):
         self, x: Float[Tensor, "*batch L d_model"]
     ) -> Float[Tensor, "*batch L head_dim"]:
         """Context vectors (L, head_dim) or (B, L, head_dim) of the tokens."""
-        check_sequence("x", x, self.query.in_features, "d_model")
+        check_sequence("x", x, self.query.weight, "d_model")
         query, key, value = self.query(x), self.key(x), self.value(x)
         if x.dim() == 2:
             return attention(query, key, value, mask=self.mask)

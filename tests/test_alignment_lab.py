@@ -26,7 +26,7 @@ def pictures() -> dict[str, dict[str, tuple[str, float]]]:
 
 def test_after_training_each_word_reads_its_own() -> None:
     shown = pictures()
-    after = ("Weights after training", "Weights of a dot product with a hidden layer")
+    after = ("Weights after training", "Weights of a dot product from a smaller start")
     for title in after:
         assert {row: column for row, (column, _) in shown[title].items()} == {w: w for w in WORDS}
         assert min(weight for _, weight in shown[title].values()) > 0.8

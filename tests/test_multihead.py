@@ -441,9 +441,9 @@ def test_junk_in_a_token_that_nobody_sees_reaches_neither_outputs_nor_other_toke
     assert all((gradient[:, HIDDEN] == 0).all() for gradient in ours[1:])
 
 
-@JUNK
+@pytest.mark.parametrize("junk", [0.0, 1e6])  # zero times NaN would be NaN in Linear's backward
 @pytest.mark.parametrize("dropout", [0.0, NEVER])
-def test_junk_in_a_token_that_nobody_sees_reaches_no_weights(junk, dropout):
+def test_a_finite_token_that_nobody_sees_reaches_no_weights(junk, dropout):
     layer, (query, key, value) = made(dropout=dropout), inputs()
     dirty = [x.detach().clone() for x in (key, value)]
     for x in dirty:
