@@ -156,8 +156,8 @@ def _own(snippet: Snippet, shown: Shown) -> list[Unit]:
     for unit, seen in zip(own, shown.units, strict=False):  # up to where it raises
         unit.changes = seen.changes
     if snippet.fence.lang == INTERACTIVE:
-        for unit, (_, got) in zip(own, shown.prompts, strict=False):
-            if got and isinstance(unit.nodes[-1], ast.Expr) and unit.is_value:
+        for unit, output in zip(own, shown.outputs, strict=False):
+            if output.value is not None and isinstance(unit.nodes[-1], ast.Expr) and unit.is_value:
                 unit.source = _printing(unit.source, "print(repr(", "))")
     elif own and shown.value is not None and isinstance(own[-1].nodes[-1], ast.Expr):
         if snippet.figure and _can_save(shown.value):

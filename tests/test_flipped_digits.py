@@ -22,7 +22,7 @@ PAGES = sorted([*ROOT.glob("docs/**/*.md"), ROOT / "README.md"])
 def flipped(text: str) -> Iterator[tuple[int, str]]:
     """Each way to change one digit of `text`, with the line that the digit is on."""
     for i, char in enumerate(text):
-        if char.isdigit():
+        if char in "0123456789":
             line = text.count("\n", 0, i)
             yield line, text[:i] + str((int(char) + 1) % 10) + text[i + 1 :]
 

@@ -376,7 +376,7 @@ def test_plain_markdown_has_the_code_and_the_outputs_of_its_page(path: Path) -> 
 def test_the_formulas_of_plain_markdown_can_be_typeset(path: Path) -> None:
     text = markdown(parse(path), BOOK)
     formulas = [m for m in VERBATIM.finditer(outside_code(text)) if not m["text"]]
-    assert formulas or path.stem == "bibliography"
+    assert formulas or "$" not in outside_code(path.read_text("utf-8"))
     for match in formulas:
         assert typeset(match[0].strip("$"), bool(match["display"]))
 

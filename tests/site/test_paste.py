@@ -109,5 +109,5 @@ def test_its_first_line_says_what_must_be_installed(site: Path, source: Path) ->
         comment, _, code = text.partition("\n")
         assert comment.startswith("# ")
         for name in ("torch", "attention"):
-            if f"import {name}" in code or f"from {name}" in code:
+            if re.search(rf"^(import|from) {name}\b", code, re.M):
                 assert name in comment
