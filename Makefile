@@ -9,6 +9,7 @@
 #                       brings gigabytes of CUDA
 #   ADDR, PORT          where `make serve` serves (default: 127.0.0.1:8000)
 #   SITE                where `make build` writes (default: site)
+#   JOBS                in how many processes `make test` runs its tests (2)
 #   UPGRADE=1           lets `make lock` take newer versions
 #
 # TORCH_INDEX and the others can be set in the environment too.
@@ -18,6 +19,7 @@ TORCH_INDEX ?=
 ADDR ?= 127.0.0.1
 PORT ?= 8000
 SITE ?= site
+JOBS ?= 2
 UPGRADE ?=
 
 VENV := .venv
@@ -43,12 +45,14 @@ serve: $(READY) ## run the pages, then serve the book, rebuilding on change
 	$(PY) -m pytest docs -q
 	$(PY) -m mkdocs serve --dev-addr $(ADDR):$(PORT)
 
-# pytest comes last, so that what is said at the end is how the tests went.
+# The pages come first, for the site is built from what they left; then the tests,
+# in JOBS processes. What is said at the end is how they went.
 test: $(READY) ## run everything that CI runs
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest
+	$(PY) -m pytest -q README.md CONTRIBUTING.md docs attention
+	$(PY) -m pytest -n $(JOBS) --dist loadfile tests
 
 update: page $(READY) ## rewrite the outputs of PAGE=docs/....md from its code
 	$(PY) -m pytest $(PAGE) --update
