@@ -20,6 +20,7 @@ COMMAND = "pytest docs"
 CHANGED = {
     "text": "the page has",
     "package": "attention/ has",
+    "measured": "what a benchmark wrote has",
     "pins": "constraints.txt has",
     "checker": "what checks it has",
     "python": "Python has",
@@ -46,6 +47,7 @@ def inputs(root: Path, page: Path) -> dict[str, str]:
     return {
         "text": digest(page.read_text("utf-8")),
         "package": digest_files(root, "attention/**/*.py"),
+        "measured": digest_files(root, "benchmarks/*.json"),
         "pins": digest_files(root, "constraints.txt"),
         "checker": digest_files(
             root, "snippets/**/*.py", "snippets/**/*.jinja", "conftest.py", "mkdocs.yml"

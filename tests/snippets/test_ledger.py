@@ -17,6 +17,7 @@ PAGE = '# T\n\n```python\n1 + 1\n```\n```output\n2\n```\n\n`3`{data-expr="1 + 2"
 def page(book: Path, check: Check) -> Path:
     (book / "attention").mkdir()
     (book / "attention/softmax.py").write_text("x = 1\n")
+    (book / "benchmarks").mkdir()
     (book / "constraints.txt").write_text("torch==2.13.0\n")
     assert check(PAGE).ok
     return book / "docs/page.md"
@@ -41,6 +42,7 @@ def test_a_page_that_was_never_run_is_stale(book: Path) -> None:
         ("docs/page.md", "the page has changed"),
         ("attention/softmax.py", "attention/ has changed"),
         ("attention/new.py", "attention/ has changed"),
+        ("benchmarks/speed.json", "what a benchmark wrote has changed"),
         ("constraints.txt", "constraints.txt has changed"),
     ],
 )

@@ -268,6 +268,11 @@ def test_a_pasted_file_prints_what_a_notebook_shows(code: str, line: str, shows:
         assert line in found["code"].split("\n")
 
 
+def test_a_prompt_that_prints_is_not_printed_again() -> None:
+    found = last("```pycon\n>>> print(1 + 1)\n2\n```")
+    assert (found["code"], found["shows"]) == ("print(1 + 1)\n", "2\n")
+
+
 def test_prompts_become_a_file() -> None:
     *_, found = runnables("a = 3", "```pycon\n>>> a + 1\n4\n>>> b = 'x'\n>>> b\n'x'\n```")
     assert found["code"] == "a = 3\n\nprint(repr(a + 1))\nb = 'x'\nprint(repr(b))\n"
