@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = len(list(ROOT.glob("docs/**/*.md")))
 LAB = """{"cells": [{"cell_type": "code", "id": "a", "metadata": {}, "outputs": [],
 "execution_count": null, "source": "1 + 1"}], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}"""
-PARTS = ("docs", "snippets", "overrides", "attention", ".book")
+PARTS = ("docs", "snippets", "overrides", "attention", "benchmarks", ".book")
 
 
 @pytest.fixture
