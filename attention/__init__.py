@@ -2,34 +2,78 @@
 
 from attention.additive import AdditiveAttention
 from attention.backward import attention_backward
+from attention.biases import (
+    T5Bias,
+    alibi,
+    alibi_slopes,
+    softcap,
+    t5_buckets,
+)
 from attention.dot_product import (
     attention,
     attention_scores,
     attention_weights,
 )
-from attention.masks import causal, padding
+from attention.masks import (
+    causal,
+    document,
+    first_tokens,
+    padding,
+    prefix_lm,
+    shift,
+    sliding_window,
+)
 from attention.multihead import MultiHeadAttention
 from attention.plot import heatmap, vectors, weighted_sum
+from attention.positions import LearnedPositions, sinusoidal
 from attention.recall import recall_batch, train_recall
+from attention.rotary import (
+    RotaryEmbedding,
+    pairing_permutation,
+    rotate,
+    stretch_linear,
+    stretch_llama3,
+    stretch_ntk,
+    stretch_yarn,
+)
 from attention.self_attention import CausalSelfAttention, SelfAttention
 from attention.softmax import logsumexp, softmax, softmax_naive
 
 __all__ = [
     "AdditiveAttention",
     "CausalSelfAttention",
+    "LearnedPositions",
     "MultiHeadAttention",
+    "RotaryEmbedding",
     "SelfAttention",
+    "T5Bias",
+    "alibi",
+    "alibi_slopes",
     "attention",
     "attention_backward",
     "attention_scores",
     "attention_weights",
     "causal",
+    "document",
+    "first_tokens",
     "heatmap",
     "logsumexp",
     "padding",
+    "pairing_permutation",
+    "prefix_lm",
     "recall_batch",
+    "rotate",
+    "shift",
+    "sinusoidal",
+    "sliding_window",
+    "softcap",
     "softmax",
     "softmax_naive",
+    "stretch_linear",
+    "stretch_llama3",
+    "stretch_ntk",
+    "stretch_yarn",
+    "t5_buckets",
     "train_recall",
     "vectors",
     "weighted_sum",

@@ -43,6 +43,13 @@ def check_floating(name: str, x: object) -> None:
         raise wrong(name, rule, kind(x), TypeError)
 
 
+def check_integers(name: str, x: object) -> None:
+    """Raise unless x is a tensor of one of the dtypes in INTEGERS."""
+    if not isinstance(x, Tensor) or x.dtype not in INTEGERS:
+        rule = "be a tensor of int32 or int64"
+        raise wrong(name, rule, kind(x), TypeError)
+
+
 def check_dim(x: Tensor, dim: int) -> None:
     """Raise unless x is a floating-point tensor, and dim one of its own."""
     check_floating("x", x)
@@ -165,17 +172,22 @@ def check_offset(
     if not has_mod:
         needed = "a mask mod or a score_mod"
         raise ValueError(f"{name} has no use without {needed}")
+    return check_start(name, offset, query)
+
+
+def check_start(name: str, offset: object, x: Tensor) -> int | Tensor:
+    """Raise unless offset can say where x, with a batch or not, begins."""
     if type(offset) is int:
         return offset
     if not isinstance(offset, Tensor) or offset.dtype not in INTEGERS:
         rule = "be an int or a tensor of int32 or int64"
         raise wrong(name, rule, kind(offset), TypeError)
-    if query.dim() == 2 or offset.shape != query.shape[:1]:
-        got = f"{tuple(offset.shape)} for query {tuple(query.shape)}"
-        rule = "be an int or, for (B, H, L, D), a tensor (B,)"
+    if x.dim() == 2 or offset.shape != x.shape[:1]:
+        got = f"{tuple(offset.shape)} for {tuple(x.shape)}"
+        rule = "be an int or, where there is a batch, a tensor (B,)"
         raise wrong(name, rule, got)
-    if offset.device != query.device:
-        raise wrong(name, f"be on {query.device}", offset.device)
+    if offset.device != x.device:
+        raise wrong(name, f"be on {x.device}", offset.device)
     return offset
 
 
@@ -183,11 +195,18 @@ def check_scale(scale: object, head_size: int) -> float:
     """Raise unless scale is a finite number above 0; None is 1 / sqrt(D)."""
     if scale is None:
         return 1 / math.sqrt(head_size)
-    if isinstance(scale, bool) or not isinstance(scale, (float, int)):
-        raise wrong("scale", "be a number or None", kind(scale), TypeError)
-    if not 0 < scale < math.inf:
-        raise ValueError(f"scale={scale} must be finite and above 0")
-    return float(scale)
+    return check_number("scale", scale, "be a number or None")
+
+
+def check_number(
+    name: str, x: object, rule: str = "be a number", above: float = 0
+) -> float:
+    """Raise unless x is a finite number above another."""
+    if isinstance(x, bool) or not isinstance(x, (float, int)):
+        raise wrong(name, rule, kind(x), TypeError)
+    if not above < x < math.inf:
+        raise ValueError(f"{name}={x} must be finite and above {above}")
+    return float(x)
 
 
 def check_numbers(
@@ -215,13 +234,13 @@ def check_labels(
         raise wrong(name, rule, len(labels))
 
 
-def check_sizes(**sizes: object) -> None:
-    """Raise unless each size is an integer, at least 1."""
+def check_sizes(least: int = 1, /, **sizes: object) -> None:
+    """Raise unless each size is an integer, not below the least."""
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int):
             raise wrong(name, "be an integer", repr(size), TypeError)
-        if size < 1:
-            raise ValueError(f"{name}={size} must be at least 1")
+        if size < least:
+            raise ValueError(f"{name}={size} must be at least {least}")
 
 
 def check_divides(**sizes: int) -> None:
@@ -232,6 +251,14 @@ def check_divides(**sizes: int) -> None:
         raise ValueError(
             f"{name}={size} must be divisible by {divisor}={parts}"
         )
+
+
+def check_even(**sizes: int) -> None:
+    """Raise unless each size is an even number, at least 2."""
+    check_sizes(2, **sizes)
+    for name, size in sizes.items():
+        if size % 2:
+            raise ValueError(f"{name}={size} must be even")
 
 
 def check_sequence(name: str, x: object, weight: Tensor, size: str) -> None:

@@ -7,15 +7,26 @@ and FlexAttention's kernels. All hold for scalar tensors, as under vmap, and
 for tensors that broadcast.
 
 Combine them with and_masks and or_masks of
-torch.nn.attention.flex_attention.
+torch.nn.attention.flex_attention; its create_mask and create_block_mask make
+a tensor or a BlockMask of them.
+
+Sources: a window of keys, Beltagy et al., "Longformer" (2020), section 3.1,
+and Jiang et al., "Mistral 7B" (2023), section 2; first tokens that all see,
+Xiao et al., "StreamingLLM" (2023), section 3.2; a prefix read both ways,
+Raffel et al., "T5" (2020), section 3.2.1; documents, padding and offsets,
+Dong et al., "Flex Attention" (2024).
 """
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Integer
 from torch import Tensor
 
-from attention.checks import INTEGERS, kind, wrong
-from attention.mods import MaskMod
+from attention.checks import check_integers, check_sizes, kind, wrong
+from attention.mods import MaskMod, Offset
 
 
 # --8<-- [start:causal]
@@ -54,6 +65,165 @@ def causal(
 # --8<-- [end:causal]
 
 
+# --8<-- [start:sliding_window]
+def sliding_window(size: int) -> MaskMod:
+    """Mask mod of a short memory: a query sees itself and size - 1 before it.
+
+    Args:
+        size: keys in the window, the query's own included, at least 1. With 1
+            a token sees itself alone.
+
+    Returns:
+        The mask mod, True where 0 <= q_idx - kv_idx < size. It is causal.
+
+    Raises:
+        TypeError, ValueError: size is no integer, or below 1.
+
+    Example:
+        >>> import torch
+        >>> from attention import attention_weights, sliding_window
+        >>> x = torch.zeros(4, 2)
+        >>> attention_weights(x, x, mask=sliding_window(2))
+        tensor([[1.0000, 0.0000, 0.0000, 0.0000],
+                [0.5000, 0.5000, 0.0000, 0.0000],
+                [0.0000, 0.5000, 0.5000, 0.0000],
+                [0.0000, 0.0000, 0.5000, 0.5000]])
+    """
+    check_sizes(size=size)
+
+    def window_mask(
+        b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
+    ) -> Tensor:
+        return (q_idx >= kv_idx) & (q_idx - kv_idx < size)
+
+    return window_mask
+
+
+# --8<-- [end:sliding_window]
+
+
+# --8<-- [start:first_tokens]
+def first_tokens(n: int) -> MaskMod:
+    """Mask mod that shows the first n keys to every query, and no others.
+
+    Alone it is not causal: query 0 sees key n - 1. With a window and `causal`
+    it makes attention sinks: and_masks(causal, or_masks(sliding_window(size),
+    first_tokens(n))).
+
+    Args:
+        n: keys that all see, those at positions 0 to n - 1; 0 is none.
+
+    Returns:
+        The mask mod, True where kv_idx < n.
+
+    Raises:
+        TypeError, ValueError: n is no integer, or below 0.
+
+    Example:
+        >>> import torch
+        >>> from attention import attention_weights, first_tokens
+        >>> x = torch.zeros(3, 2)
+        >>> attention_weights(x, x, mask=first_tokens(2))[0]
+        tensor([0.5000, 0.5000, 0.0000])
+    """
+    check_sizes(0, n=n)
+
+    def first_mask(
+        b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
+    ) -> Tensor:
+        return kv_idx < n
+
+    return first_mask
+
+
+# --8<-- [end:first_tokens]
+
+
+# --8<-- [start:prefix_lm]
+def prefix_lm(n: int) -> MaskMod:
+    """Mask mod of a model that reads n tokens both ways, and writes the rest.
+
+    Where the rows of a batch have prefixes of different lengths, write
+    or_masks(causal, padding(lengths)).
+
+    Args:
+        n: tokens in the prefix, which all queries see whole; 0 is `causal`.
+
+    Returns:
+        The mask mod, True where kv_idx < n or q_idx >= kv_idx.
+
+    Raises:
+        TypeError, ValueError: n is no integer, or below 0.
+
+    Example:
+        >>> import torch
+        >>> from attention import attention_weights, prefix_lm
+        >>> x = torch.zeros(3, 2)
+        >>> attention_weights(x, x, mask=prefix_lm(2))
+        tensor([[0.5000, 0.5000, 0.0000],
+                [0.5000, 0.5000, 0.0000],
+                [0.3333, 0.3333, 0.3333]])
+    """
+    check_sizes(0, n=n)
+
+    def prefix_mask(
+        b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
+    ) -> Tensor:
+        return (kv_idx < n) | (q_idx >= kv_idx)
+
+    return prefix_mask
+
+
+# --8<-- [end:prefix_lm]
+
+
+# --8<-- [start:document]
+def document(ids: Integer[Tensor, "T"] | Integer[Tensor, "B T"]) -> MaskMod:
+    """Mask mod of texts packed into one row: each sees its own tokens alone.
+
+    Combine it with `causal` where the model writes.
+
+    Args:
+        ids: the document of the token at each position, (T,) for all rows of
+            a batch or (B, T) for each. Integers of any value; documents need
+            not be contiguous.
+
+    Returns:
+        The mask mod, True where query and key belong to one document. A
+        position outside 0 to T - 1 belongs to none.
+
+    Raises:
+        TypeError: ids is no tensor of int32 or int64.
+        ValueError: ids is neither (T,) nor (B, T), or has no entry.
+
+    Example:
+        >>> import torch
+        >>> from attention import attention_weights, document
+        >>> x = torch.zeros(3, 2)
+        >>> attention_weights(x, x, mask=document(torch.tensor([7, 7, 8])))
+        tensor([[0.5000, 0.5000, 0.0000],
+                [0.5000, 0.5000, 0.0000],
+                [0.0000, 0.0000, 1.0000]])
+    """
+    check_integers("ids", ids)
+    if ids.dim() not in (1, 2) or ids.numel() == 0:
+        rule = "be (T,) or (B, T), no size 0"
+        raise wrong("ids", rule, f"shape {tuple(ids.shape)}")
+    last = ids.shape[-1] - 1
+
+    def document_mask(
+        b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
+    ) -> Tensor:
+        q, kv = q_idx.clamp(0, last), kv_idx.clamp(0, last)
+        same = ids[q] == ids[kv] if ids.dim() == 1 else ids[b, q] == ids[b, kv]
+        return same & (q == q_idx) & (kv == kv_idx)
+
+    return document_mask
+
+
+# --8<-- [end:document]
+
+
 # --8<-- [start:padding]
 def padding(lengths: Integer[Tensor, "B"]) -> MaskMod:
     """Mask mod of a batch whose rows are filled up: only real keys are seen.
@@ -79,9 +249,7 @@ def padding(lengths: Integer[Tensor, "B"]) -> MaskMod:
         tensor([[0.3333, 0.3333, 0.3333],
                 [1.0000, 0.0000, 0.0000]])
     """
-    if not isinstance(lengths, Tensor) or lengths.dtype not in INTEGERS:
-        rule = "be a tensor of int32 or int64"
-        raise wrong("lengths", rule, kind(lengths), TypeError)
+    check_integers("lengths", lengths)
     if lengths.dim() != 1:
         raise wrong("lengths", "be (B,)", f"shape {tuple(lengths.shape)}")
     if not torch.compiler.is_compiling() and bool((lengths < 0).any()):
@@ -96,3 +264,56 @@ def padding(lengths: Integer[Tensor, "B"]) -> MaskMod:
 
 
 # --8<-- [end:padding]
+
+
+# --8<-- [start:shift]
+def shift(
+    mod: Callable[..., Tensor], q: Offset, kv: Offset
+) -> Callable[..., Tensor]:
+    """The same mod for a block that begins elsewhere.
+
+    A cache, a ring and a split of the keys compute a part of all pairs. Their
+    kernels count from 0; the mod must not.
+
+    Args:
+        mod: a mask mod or a score mod, which speaks of positions.
+        q: the position of the block's first query: an int, or integers (B,),
+            one for each row of the batch.
+        kv: the position of the block's first key.
+
+    Returns:
+        The mod with q_idx + q and kv_idx + kv in the places of q_idx and
+        kv_idx. `attention` does the same with query_offset and key_offset.
+
+    Raises:
+        TypeError: mod is no function, or q or kv neither an int nor a tensor
+            of int32 or int64.
+        ValueError: q or kv is a tensor, but not (B,).
+
+    Example:
+        >>> import torch
+        >>> from attention import causal, shift
+        >>> mask = shift(causal, q=4, kv=0)
+        >>> mask(0, 0, torch.tensor(1), torch.tensor([4, 5, 6]))
+        tensor([ True,  True, False])
+    """
+    if not callable(mod):
+        raise wrong("mod", "be a function", kind(mod), TypeError)
+    for name, offset in (("q", q), ("kv", kv)):
+        if type(offset) is not int:
+            check_integers(name, offset)
+        if isinstance(offset, Tensor) and offset.dim() != 1:
+            raise wrong(name, "be an int or (B,)", tuple(offset.shape))
+
+    # FlexAttention counts a mod's arguments: wraps keeps its signature.
+    @wraps(mod, updated=())
+    def shifted(*args: Any) -> Tensor:
+        *score, b, h, q_idx, kv_idx = args
+        q_idx = q_idx + (q[b] if isinstance(q, Tensor) else q)
+        kv_idx = kv_idx + (kv[b] if isinstance(kv, Tensor) else kv)
+        return mod(*score, b, h, q_idx, kv_idx)
+
+    return shifted
+
+
+# --8<-- [end:shift]

@@ -54,11 +54,10 @@ def for_each_pair(
     dtype = scores[0].dtype if scores else torch.bool
     if 0 in shape:  # no pair, and vmap refuses to map over none
         return scores[0] if scores else query.new_zeros(shape, dtype=dtype)
-    b, h, *indices = (torch.arange(n, device=query.device) for n in shape)
-    # One offset for each batch row makes the positions (B, L) or (B, S).
+    b, h = (torch.arange(n, device=query.device) for n in shape[:2])
     q_idx, kv_idx = (
-        index + (offset[:, None] if isinstance(offset, Tensor) else offset)
-        for index, offset in zip(indices, offsets, strict=True)
+        positions(offset, n, query.device)
+        for offset, n in zip(offsets, shape[2:], strict=True)
     )
     by_row = [0 if index.dim() == 2 else None for index in (q_idx, kv_idx)]
     for dims in (
@@ -74,3 +73,9 @@ def for_each_pair(
         rule = f"return one {dtype} for each pair, together {shape}"
         raise wrong(name, rule, f"{out.dtype} {tuple(out.shape)}", TypeError)
     return out
+
+
+def positions(offset: Offset, n: int, device: torch.device) -> Tensor:
+    """Where n tokens stand, (n,), or (B, n) with an offset for each row."""
+    index = torch.arange(n, device=device)
+    return index + (offset[:, None] if isinstance(offset, Tensor) else offset)

@@ -16,16 +16,20 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import dropout
 
 from attention.checks import (
     check_divides,
+    check_offset,
     check_sequence,
     check_tensors,
+    kind,
     wrong,
 )
 from attention.dot_product import attention, attention_weights, share_heads
 from attention.mods import Mask, Offset, ScoreMod
+from attention.rotary import RotaryEmbedding
 
 
 # --8<-- [start:MultiHeadAttention]
@@ -44,10 +48,13 @@ class MultiHeadAttention(nn.Module):
         bias: add a learned vector after each of the four projections.
         dropout: in training, the probability with which each weight is set to
             0; the others are divided by 1 - dropout. From 0 to below 1.
+        rotary: turns queries and keys by their positions, head by head; made
+            with head_dim = d_model / n_heads. None turns nothing.
 
     Raises:
         TypeError, ValueError: a size is no integer, is below 1 or does not
-            divide as it must, or dropout is out of range; in forward, what
+            divide as it must, dropout is out of range, or rotary is made for
+            another head_dim; in forward, what
             `attention` raises, and unless query and key are both
             (L, d_model), (S, d_model) or (B, L, d_model), (B, S, d_model).
 
@@ -68,6 +75,7 @@ class MultiHeadAttention(nn.Module):
         n_kv_heads: int | None = None,
         bias: bool = False,
         dropout: float | int = 0.0,
+        rotary: RotaryEmbedding | None = None,
     ) -> None:
         super().__init__()
         n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
@@ -80,6 +88,12 @@ class MultiHeadAttention(nn.Module):
         self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
         self.head_dim = d_model // n_heads
         self.dropout = dropout
+        self.rotary = rotary
+        if rotary is not None:
+            made_for = getattr(rotary, "head_dim", kind(rotary))
+            if made_for != self.head_dim:
+                rule = f"be a RotaryEmbedding of head_dim={self.head_dim}"
+                raise wrong("rotary", rule, made_for)
         d_kv = n_kv_heads * self.head_dim
         self.query = nn.Linear(d_model, d_model, bias=bias)
         self.key = nn.Linear(d_model, d_kv, bias=bias)
@@ -107,7 +121,8 @@ class MultiHeadAttention(nn.Module):
                 from every query must still be finite in training: the
                 gradient of key.weight multiplies it by zero.
             score_mod: as in `attention`.
-            query_offset: as in `attention`.
+            query_offset: as in `attention`; rotary has a use for it too, and
+                needs both offsets where L and S differ.
             key_offset: as in `attention`.
 
         Returns:
@@ -129,6 +144,15 @@ class MultiHeadAttention(nn.Module):
             "query_offset": query_offset,
             "key_offset": key_offset,
         }
+        if self.rotary is not None:
+            has_mod = score_mod is not None or callable(mask)
+            has_mod = has_mod or isinstance(mask, BlockMask)
+            q_start = check_offset("query_offset", query_offset, q, k, True)
+            k_start = check_offset("key_offset", key_offset, q, k, True)
+            q = self.rotary(q, offset=q_start)
+            k = self.rotary(k, offset=k_start)
+            if not has_mod:  # nothing else has a use for them
+                how.update(query_offset=None, key_offset=None)
         if self.training and self.dropout:
             check_tensors(query=q, key=k, value=v)
             weights = attention_weights(q, k, **how)  # (B, H, L, S)

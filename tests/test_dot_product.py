@@ -676,7 +676,7 @@ MASK = torch.ones(L, S, dtype=torch.bool)
         (
             {"mask": causal, "query_offset": torch.tensor(0), "key_offset": 0},
             ValueError,
-            r"^query_offset must be .* \(B,\), got \(\) for query \(2, 6, 5, 11\)$",
+            r"^query_offset must be .* \(B,\), got \(\) for \(2, 6, 5, 11\)$",
         ),
         (
             {

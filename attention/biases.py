@@ -1,0 +1,274 @@
+"""Biases: score mods that know how far apart a query and a key stand.
+
+    T5      score + table[bucket(k - q), h]
+    ALiBi   score - slope[h] |q - k|
+    softcap cap tanh(score / cap)
+
+Softcap is no matter of positions; it stands here because it is a score mod
+too.
+
+Sources: Raffel et al., "Exploring the limits of transfer learning with a
+unified text-to-text transformer" (2020), section 2.1, and its released code;
+Press et al., "Train short, test long" (2022), section 3, and its released
+code; Gemma Team, "Gemma 2" (2024), section 2.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int, Integer
+from torch import Tensor, nn
+
+from attention.checks import (
+    check_integers,
+    check_number,
+    check_sizes,
+    wrong,
+)
+from attention.mods import ScoreMod
+
+
+# --8<-- [start:t5_buckets]
+def t5_buckets(
+    relative_position: Integer[Tensor, "*n"],
+    *,
+    n_buckets: int = 32,
+    max_distance: int = 128,
+    bidirectional: bool = True,
+) -> Int[Tensor, "*n"]:
+    """The bucket of each distance: exact when near, wider when farther.
+
+    Half of the buckets hold one distance each, 0, 1, 2 ...; the others divide
+    the way from there to max_distance evenly in its logarithm. What is farther
+    shares the last. Of a direction with n buckets, e = n // 2 of them exact:
+
+        bucket(d) = d                                       where d < e
+        bucket(d) = e + (n - e) ln(d / e) / ln(max / e)     rounded down
+
+    Args:
+        relative_position: kv_idx - q_idx; negative is before the query.
+        n_buckets: buckets in all, from 2, or from 4 if bidirectional.
+        max_distance: the distance from which on all share a bucket; above the
+            distances that have one of their own.
+        bidirectional: keys after the query have half of the buckets, the
+            second. If not, they share the bucket of distance 0.
+
+    Returns:
+        Buckets from 0 to n_buckets - 1, int64.
+
+    Raises:
+        TypeError, ValueError: relative_position holds no integers, or a size
+            is out of range.
+
+    Source:
+        Raffel et al. (2020), section 2.1, gives the idea, and their code the
+        formula, in float32, which decides where a bucket ends.
+
+    Example:
+        >>> import torch
+        >>> from attention import t5_buckets
+        >>> t5_buckets(torch.tensor([0, -1, -7, -8, -16, -1000, 1]))
+        tensor([ 0,  1,  7,  8, 10, 15, 17])
+    """
+    check_integers("relative_position", relative_position)
+    n = _buckets_a_side(n_buckets, max_distance, bidirectional)
+    exact = n // 2
+    if bidirectional:
+        first = n * (relative_position > 0)
+        distance = relative_position.abs()
+    else:
+        first = torch.zeros_like(relative_position)
+        distance = (-relative_position).clamp(min=0)
+    # Distances that have a bucket of their own must not reach the logarithm.
+    far = distance.clamp(min=exact).float()
+    steps = (far / exact).log() / math.log(max_distance / exact) * (n - exact)
+    wide = (exact + steps.long()).clamp(max=n - 1)
+    return first + torch.where(distance < exact, distance, wide)
+
+
+# --8<-- [end:t5_buckets]
+
+
+# --8<-- [start:T5Bias]
+class T5Bias(nn.Module):
+    """A learned number for each head and bucket of distances: a score mod.
+
+    T5 shares one among all its layers and, having no factor of
+    1 / sqrt(head_dim), is run with scale=1.0.
+
+    Args:
+        n_heads: heads of the queries.
+        n_buckets: rows of the table, as in `t5_buckets`.
+        max_distance: as in `t5_buckets`.
+        bidirectional: as in `t5_buckets`.
+
+    Raises:
+        TypeError, ValueError: a size is no integer, or out of range.
+
+    Example:
+        >>> import torch
+        >>> from attention import T5Bias, attention_weights
+        >>> bias = T5Bias(n_heads=1)
+        >>> _ = bias.table.weight.data.zero_()
+        >>> bias.table.weight.data[1] = 1.0  # a key one place before
+        >>> x = torch.zeros(3, 2)
+        >>> attention_weights(x, x, score_mod=bias)[2].detach()
+        tensor([0.2119, 0.5761, 0.2119])
+    """
+
+    def __init__(
+        self,
+        n_heads: int,
+        *,
+        n_buckets: int = 32,
+        max_distance: int = 128,
+        bidirectional: bool = True,
+    ) -> None:
+        super().__init__()
+        check_sizes(n_heads=n_heads)
+        _buckets_a_side(n_buckets, max_distance, bidirectional)
+        self.n_buckets, self.max_distance = n_buckets, max_distance
+        self.bidirectional = bidirectional
+        self.table = nn.Embedding(n_buckets, n_heads)
+
+    def forward(
+        self,
+        score: Float[Tensor, "*#n"],
+        b: Integer[Tensor, "*#n"],
+        h: Integer[Tensor, "*#n"],
+        q_idx: Integer[Tensor, "*#n"],
+        kv_idx: Integer[Tensor, "*#n"],
+    ) -> Float[Tensor, "*#n"]:
+        """The score, and the number of its head and bucket."""
+        bucket = t5_buckets(
+            kv_idx - q_idx,
+            n_buckets=self.n_buckets,
+            max_distance=self.max_distance,
+            bidirectional=self.bidirectional,
+        )
+        return score + self.table.weight[bucket, h].to(score.dtype)
+
+
+# --8<-- [end:T5Bias]
+
+
+# --8<-- [start:alibi_slopes]
+def alibi_slopes(n_heads: int) -> Float[Tensor, "n_heads"]:
+    """ALiBi's slopes: from 2^(-8 / n) down to 2^-8, in equal ratios.
+
+    Where n_heads is no power of two, the slopes of the next lower power come
+    first, then every other one of the next higher, as many as are missing.
+
+    Args:
+        n_heads: heads of the queries.
+
+    Returns:
+        Slopes (n_heads,), float32, above 0.
+
+    Source:
+        Press et al. (2022), section 3, and for other head counts their
+        released code. Some libraries put the same slopes into another order.
+
+    Example:
+        >>> from attention import alibi_slopes
+        >>> alibi_slopes(4)
+        tensor([0.2500, 0.0625, 0.0156, 0.0039])
+        >>> alibi_slopes(3)
+        tensor([0.0625, 0.0039, 0.2500])
+    """
+    check_sizes(n_heads=n_heads)
+    power = 1 << (n_heads.bit_length() - 1)  # at most n_heads
+    lower = 2.0 ** (-8 / power * torch.arange(1, power + 1))
+    between = 2.0 ** (-8 / (2 * power) * torch.arange(1, 2 * power, 2))
+    return torch.cat([lower, between])[:n_heads]
+
+
+# --8<-- [end:alibi_slopes]
+
+
+# --8<-- [start:alibi]
+def alibi(n_heads: int) -> ScoreMod:
+    """ALiBi as a score mod: each head takes off its slope for every place.
+
+    Args:
+        n_heads: heads of the queries.
+
+    Returns:
+        The score mod, score - slope[h] |q_idx - kv_idx|. The paper has keys
+        before the query alone, where the two agree.
+
+    Raises:
+        TypeError, ValueError: n_heads is no integer, or below 1.
+
+    Source:
+        Press et al. (2022), section 3.
+
+    Example:
+        >>> import torch
+        >>> from attention import alibi, attention_weights
+        >>> x = torch.zeros(1, 2, 3, 4)
+        >>> attention_weights(x, x, score_mod=alibi(2))[0, 0, 2]
+        tensor([0.3127, 0.3329, 0.3544])
+    """
+    slopes = alibi_slopes(n_heads)
+
+    def alibi_bias(
+        score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
+    ) -> Tensor:
+        slope = slopes.to(score)[h]
+        return score - slope * (q_idx - kv_idx).abs()
+
+    return alibi_bias
+
+
+# --8<-- [end:alibi]
+
+
+# --8<-- [start:softcap]
+def softcap(cap: float | int) -> ScoreMod:
+    """Score mod that keeps scores between -cap and cap, and small ones as is.
+
+    Args:
+        cap: a finite number above 0.
+
+    Returns:
+        The score mod, cap tanh(score / cap).
+
+    Raises:
+        TypeError, ValueError: cap is no number, or out of range.
+
+    Source:
+        Gemma Team (2024), section 2, "logit soft-capping".
+
+    Example:
+        >>> import torch
+        >>> from attention import softcap
+        >>> softcap(50)(torch.tensor([1.0, 1000.0]), 0, 0, 0, 0)
+        tensor([ 0.9999, 50.0000])
+    """
+    cap = check_number("cap", cap)
+
+    def capped(
+        score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
+    ) -> Tensor:
+        return cap * (score / cap).tanh()
+
+    return capped
+
+
+# --8<-- [end:softcap]
+
+
+def _buckets_a_side(
+    n_buckets: int, max_distance: int, bidirectional: bool
+) -> int:
+    """Buckets for one direction, once the sizes are checked."""
+    check_sizes(4 if bidirectional else 2, n_buckets=n_buckets)
+    check_sizes(max_distance=max_distance)
+    n = n_buckets // 2 if bidirectional else n_buckets
+    if bidirectional and n_buckets % 2:
+        raise ValueError(f"n_buckets={n_buckets} must be even")
+    if max_distance <= n // 2:
+        rule = f"be above {n // 2}, the distances with a bucket of their own"
+        raise wrong("max_distance", rule, max_distance)
+    return n
