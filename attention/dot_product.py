@@ -17,9 +17,7 @@ are those of Dong et al., "Flex Attention" (2024), and
 torch.nn.attention.flex_attention.
 """
 
-import importlib
 import math
-import sys
 from typing import Literal, overload
 
 import torch
@@ -27,12 +25,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attention.checks import check_how, check_scale, check_tensors
-from attention.mods import Mask, Offset, ScoreMod, as_tensor, for_each_pair
+from attention.kernels import find
+from attention.mods import (
+    Mask,
+    Offset,
+    ScoreMod,
+    as_tensor,
+    blind,
+    for_each_pair,
+    unseen,
+)
 from attention.softmax import logsumexp, softmax, widen
-
-# The module and function of each kernel, imported on first use. All have the
-# signature of `reference` and may rely on what it says about its arguments.
-KERNELS = {"reference": ("attention.dot_product", "reference")}
 
 
 def attention_scores(
@@ -177,17 +180,20 @@ def attention(
             needs both offsets.
         key_offset: the position of the first key, which mods see as kv_idx.
         scale: a finite number above 0; None is 1 / sqrt(D).
-        kernel: how to compute it, a name in `KERNELS`.
+        kernel: how to compute it. "reference" writes the formula out; "sdpa"
+            is F.scaled_dot_product_attention, which takes no score_mod and
+            gives no log-sum-exp; "flex" is FlexAttention, without gradients on
+            a CPU.
         return_lse: return the log-sum-exp of each query's scores as well.
 
     Returns:
         The output (L, Dv) or (B, H, L, Dv) in the dtype of query; with
         return_lse also the natural log-sum-exp (L,) or (B, H, L) in float32 or
-        wider. Both are differentiable, twice. A query that may attend to
-        nothing gets zeros and -inf, and zero gradients. A key that the mask
-        hides from every query of a head has no influence there, even where it
-        or its value is NaN or infinite; about a NaN that only some queries may
-        see nothing is promised.
+        wider. Both are differentiable, by the reference kernel twice. A query
+        that may attend to nothing gets zeros and -inf, and zero gradients. A
+        key that the mask hides from every query that reads its head has no
+        influence, even where it or its value is NaN or infinite; about a NaN
+        that only some queries may see nothing is promised.
 
     Raises:
         TypeError: an argument is of the wrong type, or a tensor of the wrong
@@ -195,6 +201,8 @@ def attention(
         ValueError: shapes, dtypes or devices do not fit together, scale is out
             of range, an offset is missing or has no use, or no kernel has that
             name.
+        NotImplementedError: the kernel cannot do what is asked of it. None
+            does something else instead.
 
     Source:
         Vaswani et al. (2017), section 3.2.1, equation (1). The order (scale,
@@ -218,13 +226,7 @@ def attention(
     how = check_how(
         query, key, mask, score_mod, query_offset, key_offset, scale
     )
-    if kernel not in KERNELS:
-        known = ", ".join(KERNELS)
-        raise ValueError(f"kernel={kernel!r} must be one of {known}")
-    module, function = KERNELS[kernel]
-    # torch.compile can trace a look-up in sys.modules, but no import.
-    found = sys.modules.get(module) or importlib.import_module(module)
-    run = getattr(found, function)
+    run = find(kernel, (query, key, value), score_mod, return_lse)
     # Autocast would round to 16 bits what is promised in float32.
     with torch.autocast(query.device.type, enabled=False):
         tensors = [_lift(x) for x in (query, key, value)]
@@ -253,12 +255,12 @@ def reference(
     returns the output (B, H, L, Dv) in query's dtype and, with return_lse, the
     log-sum-exp (B, H, L), else None.
     """
-    scores, seen = _final_scores(
+    scores, hidden = _final_scores(
         query, key, scale, mask, score_mod, query_offset, key_offset
     )
     value = share_heads(value, query.shape[1])  # (B, H, S, Dv)
-    if seen is not None:
-        value = value.masked_fill(~seen[..., None], 0)
+    if hidden is not None:
+        value = value.masked_fill(hidden, 0)
     weights = softmax(scores)
     out = weights @ widen(value)  # (B, H, L, Dv)
     return out.to(query.dtype), logsumexp(scores) if return_lse else None
@@ -273,24 +275,21 @@ def _final_scores(
     query_offset: Offset = 0,
     key_offset: Offset = 0,
 ) -> tuple[Tensor, Tensor | None]:
-    """Scores for the softmax, and which keys (B, H, S) some query may see."""
+    """Scores for the softmax, and the keys (B, H, S, 1) that no query sees."""
     key = share_heads(key, query.shape[1])  # (B, H, S, D)
     offsets = (query_offset, key_offset)
-    seen = None
+    hidden = None
     if mask is not None:
         mask = as_tensor(mask, query, key, offsets)
-        # What takes no part is cleared, for 0 * NaN is NaN: keys that no query
-        # may see, and queries that may see no key, which would reach the
-        # gradients of the keys.
-        seen = mask.any(-2)  # (B, H, S)
-        key = key.masked_fill(~seen[..., None], 0)
-        query = query.masked_fill(~mask.any(-1, keepdim=True), 0)
+        hidden = unseen(mask, query.shape[1])
+        key = key.masked_fill(hidden, 0)
+        query = query.masked_fill(blind(mask), 0)
     scores = widen(query) @ widen(key).transpose(-2, -1) * scale
     if score_mod is not None:
         scores = for_each_pair(score_mod, query, key, offsets, scores)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
-    return scores, seen  # (B, H, L, S)
+    return scores, hidden  # (B, H, L, S)
 
 
 def _lift(x: Tensor) -> Tensor:

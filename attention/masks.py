@@ -18,8 +18,6 @@ Dong et al., "Flex Attention" (2024).
 """
 
 from collections.abc import Callable
-from functools import wraps
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Integer
@@ -305,10 +303,12 @@ def shift(
         if isinstance(offset, Tensor) and offset.dim() != 1:
             raise wrong(name, "be an int or (B,)", tuple(offset.shape))
 
-    # FlexAttention counts a mod's arguments: wraps keeps its signature.
-    @wraps(mod, updated=())
-    def shifted(*args: Any) -> Tensor:
-        *score, b, h, q_idx, kv_idx = args
+    # A score mod's arguments are five. FlexAttention counts those that have a
+    # name, and takes a function with four for a mask mod.
+    def shifted(
+        b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, *last: Tensor
+    ) -> Tensor:
+        *score, b, h, q_idx, kv_idx = (b, h, q_idx, kv_idx, *last)
         q_idx = q_idx + (q[b] if isinstance(q, Tensor) else q)
         kv_idx = kv_idx + (kv[b] if isinstance(kv, Tensor) else kv)
         return mod(*score, b, h, q_idx, kv_idx)

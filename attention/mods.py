@@ -42,6 +42,25 @@ def as_tensor(
     return for_each_pair(mod, query, key, offsets)
 
 
+def unseen(mask: Tensor, n_heads: int) -> Tensor:
+    """Keys (B, n_heads, S, 1) that no query may see; queries share heads.
+
+    They are cleared before the products, for 0 * NaN is NaN.
+    """
+    seen = mask.any(-2)  # (B, H, S)
+    if seen.shape[1] not in (1, n_heads):
+        seen = seen.unflatten(1, (n_heads, -1)).any(2)
+    return ~seen[..., None]
+
+
+def blind(mask: Tensor) -> Tensor:
+    """Queries (B, H, L, 1) that may see no key.
+
+    They are cleared too: they would reach the gradients of the keys.
+    """
+    return ~mask.any(-1, keepdim=True)
+
+
 def for_each_pair(
     mod: Callable[..., Tensor],
     query: Tensor,

@@ -58,7 +58,12 @@ def sinusoidal(
                 [ 0.8415,  0.5403,  0.0100,  0.9999],
                 [ 0.9093, -0.4161,  0.0200,  0.9998]])
     """
-    if not isinstance(positions, Tensor) or positions.dtype == torch.bool:
+    is_tensor = isinstance(positions, Tensor)
+    if (
+        not is_tensor
+        or positions.is_complex()
+        or positions.dtype == torch.bool
+    ):
         rule = "be a tensor of real numbers"
         raise wrong("positions", rule, kind(positions), TypeError)
     hands = frequencies("d_model", d_model, base).to(positions.device)
@@ -121,9 +126,9 @@ class LearnedPositions(nn.Module):
         check_sequence("x", x, self.table.weight, "d_model")
         start = check_start("offset", offset, x)
         rows = positions(start, x.shape[-2], x.device)
-        last = self.table.num_embeddings - 1
         # Compiled code cannot look; there torch.nn.Embedding raises.
         if not torch.compiler.is_compiling():
+            last = self.table.num_embeddings - 1
             outside = rows[(rows < 0) | (rows > last)]
             if outside.numel():
                 rule = f"be from 0 to {last}, the table's rows"

@@ -17,7 +17,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.attention import flex_attention as flex
 
 from attention import attention, attention_scores, attention_weights
-from attention.dot_product import KERNELS
+from attention.kernels import KERNELS, Kernel
 
 INF = math.inf
 B, H_KV, H, L, S, D, DV = 2, 3, 6, 5, 7, 11, 13
@@ -527,7 +527,7 @@ def test_a_kernel_is_imported_on_first_use_and_gets_checked_arguments(monkeypatc
         calls.append((query.shape, key.shape, value.shape, how))
         return query.new_zeros(1, 1, L, DV), query.new_ones(1, 1, L)
 
-    monkeypatch.setitem(KERNELS, "recorder", ("recorder", "kernel"))
+    monkeypatch.setitem(KERNELS, "recorder", Kernel("recorder", "kernel"))
     monkeypatch.setitem(sys.modules, "recorder", types.SimpleNamespace(kernel=kernel))
     q, k, v = (x[0, 0] for x in tensors())
     mask = some_mask(L, S)

@@ -114,6 +114,51 @@ for dtype in (torch.int32, torch.int64):
     assert causal(*grid).shape == (1, 1, L, S)
     assert padding(lengths)(*grid).shape == (B, 1, 1, S)
     create_mask(and_masks(causal, padding(lengths)), B, 6, L, S, device="cpu")
+    ids = torch.tensor([[0, 0, 1], [1, 1, 1]], dtype=dtype)
+    starts = torch.tensor([1, 2], dtype=dtype)
+    for mod in (
+        sliding_window(size=3), first_tokens(n=0), prefix_lm(2), document(ids), document(ids[0]),
+        shift(causal, q=2, kv=starts), shift(prefix_lm(1), starts, -1),
+    ):
+        assert mod(b[0], h[0], i[0], j[0]).shape == ()
+        assert mod(*grid)[..., 0, 0].numel() in (1, B)
+        create_mask(and_masks(mod, mod), B, 6, L, S, device="cpu")
+
+    where = torch.tensor([[0, 5, -3]], dtype=dtype)
+    assert sinusoidal(where, d_model=4, base=100).shape == (1, 3, 4)
+    assert t5_buckets(where, n_buckets=4, max_distance=9, bidirectional=False).shape == (1, 3)
+    for bias in (T5Bias(n_heads=6, n_buckets=8, max_distance=20), alibi(6), softcap(cap=5)):
+        assert bias(torch.zeros(B, 6, L, S), *grid).shape == (B, 6, L, S)
+        assert bias(torch.zeros(()), b[0], h[0], i[0], j[0]).shape == ()
+assert sinusoidal(torch.tensor(2.5), 6).shape == (6,)
+assert alibi_slopes(12).shape == (12,)
+
+for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+    x = torch.randn(B, H, L, D + 1, dtype=dtype)
+    starts = torch.tensor([7, 0])
+    for pairing in ("interleaved", "half"):
+        for how in (
+            {},
+            dict(base=500, rotary_dim=8),
+            dict(stretch=stretch_linear(2)),
+            dict(stretch=stretch_ntk(factor=2.5)),
+            dict(stretch=stretch_yarn(4, 64, beta_fast=20, beta_slow=2, attention_factor=1)),
+            dict(stretch=stretch_llama3(8, 64, low_freq_factor=1, high_freq_factor=4)),
+        ):
+            turn = RotaryEmbedding(D + 1, pairing=pairing, **how)
+            assert turn(x).shape == turn(x, offset=starts).shape == x.shape
+            assert turn(x[0, 0], offset=3).shape == x[0, 0].shape
+        layer = MultiHeadAttention(24, 2, rotary=RotaryEmbedding(12, pairing=pairing)).to(dtype)
+        tokens = torch.randn(B, L, 24, dtype=dtype)
+        assert layer(tokens, query_offset=starts, key_offset=starts).shape == tokens.shape
+        assert layer(tokens[0], mask=causal, score_mod=T5Bias(2)).shape == tokens[0].shape
+    table = LearnedPositions(n_positions=16, d_model=24).to(dtype)
+    assert table(tokens, offset=starts).shape == tokens.shape
+    assert table(tokens[0], offset=2).shape == tokens[0].shape
+    cos, sin = torch.ones(L, 3), torch.zeros(L, 3)
+    assert rotate(x, cos, sin, pairing="half").shape == x.shape
+    assert rotate(x, cos.expand(B, 1, L, 3), sin.expand(B, 1, L, 3), pairing="half").dtype == dtype
+assert pairing_permutation(8, rotary_dim=6).shape == (8,)
 
 tokens, answers = recall_batch(n=2, n_pairs=3, n_keys=5, n_values=7)
 assert (tokens.shape, answers.shape) == ((2, 7), (2,))

@@ -1,0 +1,119 @@
+"""The kernels: ways to compute one formula, and what each of them cannot.
+
+`attention` looks here for the kernel that it is asked for, refuses what that
+kernel cannot do, and imports it on first use. All kernels have the signature
+of `attention.dot_product.reference`.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from attention.mods import ScoreMod
+
+# query, key, value and the rest -> output, log-sum-exp or None
+Run: TypeAlias = Callable[..., tuple[Tensor, Any]]
+
+# What a call can ask of a kernel beyond the output itself.
+CAPABILITIES = (
+    "score_mod",
+    "return_lse",
+    "gradients on a CPU",
+    "gradients of what a score_mod captures",
+    "second derivatives",
+)
+
+
+# --8<-- [start:Kernel]
+@dataclass(frozen=True)
+class Kernel:
+    """Where a kernel is found, and why it cannot do what it cannot.
+
+    Attributes:
+        module: the module of the kernel, imported on first use.
+        function: its name there.
+        cannot: for each of CAPABILITIES that it lacks, why.
+    """
+
+    module: str
+    function: str
+    cannot: Mapping[str, str] = field(default_factory=dict)
+
+    def load(self) -> Run:
+        """The kernel itself."""
+        _import(self.module)
+        run: Run = getattr(sys.modules[self.module], self.function)
+        return run
+
+
+# --8<-- [end:Kernel]
+
+
+@torch.compiler.assume_constant_result  # torch.compile traces no import
+def _import(module: str) -> None:
+    importlib.import_module(module)
+
+
+# --8<-- [start:KERNELS]
+KERNELS = {
+    "reference": Kernel("attention.dot_product", "reference"),
+    "sdpa": Kernel(
+        "attention.sdpa",
+        "sdpa",
+        {
+            "score_mod": "it can only add to scores, not change them",
+            "return_lse": "PyTorch keeps its log-sum-exp to itself",
+            "gradients of what a score_mod captures": "it takes no score_mod",
+            "second derivatives": "PyTorch has no derivative of its backward",
+        },
+    ),
+    "flex": Kernel(
+        "attention.flex",
+        "flex",
+        {
+            "gradients on a CPU": "FlexAttention has no backward there",
+            "second derivatives": "FlexAttention has no derivative of its own",
+        },
+    ),
+}
+# --8<-- [end:KERNELS]
+
+
+def find(
+    name: str,
+    tensors: tuple[Tensor, ...],
+    score_mod: ScoreMod | None,
+    return_lse: bool,
+) -> Run:
+    """The kernel of that name, unless it lacks what the call needs.
+
+    Raises:
+        ValueError: there is no kernel of that name.
+        NotImplementedError: it cannot do what is asked for. Second derivatives
+            are not known at the call: there PyTorch's own error comes later.
+    """
+    if name not in KERNELS:
+        known = ", ".join(KERNELS)
+        raise ValueError(f"kernel={name!r} must be one of {known}")
+    kernel = KERNELS[name]
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    needs = {
+        "score_mod": score_mod is not None,
+        "return_lse": return_lse,
+        "gradients on a CPU": learns and tensors[0].device.type == "cpu",
+    }
+    for capability, why in kernel.cannot.items():
+        if needs.get(capability):
+            able = [
+                n for n, k in KERNELS.items() if capability not in k.cannot
+            ]
+            raise NotImplementedError(
+                f"kernel={name!r} cannot do {capability}: {why}; "
+                f"{' and '.join(able)} can"
+            )
+    return kernel.load()
