@@ -79,14 +79,21 @@ def for_each_pair(
         for offset, n in zip(offsets, shape[2:], strict=True)
     )
     by_row = [0 if index.dim() == 2 else None for index in (q_idx, kv_idx)]
+
+    def of_a_pair(
+        *args: Tensor,
+    ) -> Tensor:  # vmap wants a name; modules have none
+        return mod(*args)
+
+    each: Callable[..., Tensor] = of_a_pair
     for dims in (
         [None, None, None, 0],
         [None, None, 0, None],
         [None, 0, None, None],
         [0, None, *by_row],
     ):
-        mod = torch.vmap(mod, in_dims=(*[0 for _ in scores], *dims))
-    out = mod(*scores, b, h, q_idx, kv_idx)
+        each = torch.vmap(each, in_dims=(*[0 for _ in scores], *dims))
+    out = each(*scores, b, h, q_idx, kv_idx)
     if out.shape != shape or out.dtype != dtype:
         name = "score_mod" if scores else "mask"
         rule = f"return one {dtype} for each pair, together {shape}"

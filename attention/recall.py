@@ -6,7 +6,8 @@ its keys; the answer is the value that stood beside it:
     k3 v1  k0 v7  k5 v2  k6 v7  k0   ->   v7
 
 Tokens and places are fixed random vectors, and so are those that the answer is
-compared with. What learns is the layers alone.
+compared with. What learns is the layers alone, which may also be left to tell
+places by themselves.
 
 Sources: Ba et al., "Using fast weights to attend to the recent past" (2016),
 section 4.1; Arora et al., "Zoology" (2023).
@@ -76,6 +77,7 @@ def train_recall(
     steps: int = 300,
     n_layers: int = 2,
     d_model: int = 64,
+    places: bool = True,
     seed: int = 0,
 ) -> float:
     """Train layers on associative recall, and say how often they are right.
@@ -89,6 +91,7 @@ def train_recall(
         steps: steps of Adam, each on 128 new lists.
         n_layers: how many layers, one after the other.
         d_model: numbers of a token.
+        places: add a fixed random vector to a token for where it stands.
         seed: of everything random. torch's own generator is left as it was.
 
     Returns:
@@ -115,7 +118,7 @@ def train_recall(
         if not all(isinstance(made, nn.Module) for made in layers):
             got = [type(made).__name__ for made in layers]
             raise wrong("layer", "make a module", got, TypeError)
-        model = _Model(layers, d_model)
+        model = _Model(layers, d_model, places)
         learned = list(model.parameters())
         optimizer = torch.optim.Adam(learned, lr=3e-3) if learned else None
         for _ in range(steps):
@@ -137,12 +140,14 @@ def train_recall(
 class _Model(nn.Module):
     """Fixed vectors, then layers that learn, then a comparison."""
 
-    def __init__(self, layers: list[nn.Module], d_model: int) -> None:
+    def __init__(
+        self, layers: list[nn.Module], d_model: int, places: bool
+    ) -> None:
         super().__init__()
         tokens, _ = recall_batch(1)
         self.layers = nn.ModuleList(layers)
         self.tokens = torch.randn(16, d_model)
-        self.places = torch.randn(tokens.shape[1], d_model)
+        self.places = torch.randn(tokens.shape[1], d_model) * places
         self.answers = torch.randn(8, d_model)
 
     def forward(

@@ -420,7 +420,9 @@ def check_pairing(pairing: Pairing) -> Pairing:
 def _rotary_dim(head_dim: int, rotary_dim: int | None) -> int:
     """How many numbers of a head are turned, once that is checked."""
     check_sizes(head_dim=head_dim)
-    rotary_dim = head_dim if rotary_dim is None else rotary_dim
+    if rotary_dim is None:
+        check_even(head_dim=head_dim)
+        return head_dim
     check_even(rotary_dim=rotary_dim)
     if rotary_dim > head_dim:
         raise ValueError(

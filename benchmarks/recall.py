@@ -4,7 +4,7 @@
 
 trains each layer with five seeds, prints a line for each, and writes
 benchmarks/recall.json, from which docs/recall.md takes its table. On two cores
-it takes about two minutes. Accuracies depend on the machine in the last digits,
+it takes about four minutes. Accuracies depend on the machine in the last digits,
 so the file names it.
 """
 
@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -24,11 +25,15 @@ from torch import Tensor, nn
 from attention import (
     CausalSelfAttention,
     MultiHeadAttention,
+    RotaryEmbedding,
     SelfAttention,
+    T5Bias,
+    alibi,
     attention,
     causal,
     train_recall,
 )
+from attention.mods import ScoreMod
 
 FILE = Path(__file__).with_suffix(".json")
 D_MODEL, SEEDS, STEPS = 64, 5, (100, 300)
@@ -52,12 +57,23 @@ ROLES = ("query", "key", "value")
 
 
 class CausalHeads(MultiHeadAttention):
-    """Multi-head attention that never sees the future."""
+    """Multi-head attention that never sees the future, and may have a bias."""
+
+    def __init__(self, *sizes: int, bias: ScoreMod | None = None, **how: Any) -> None:
+        super().__init__(*sizes, **how)
+        self.score_mod = bias
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(x, mask=causal)
+        return super().forward(x, mask=causal, score_mod=self.score_mod)
 
 
+def rotary() -> nn.Module:
+    """Two causal heads that are turned by their places."""
+    turn = RotaryEmbedding(D_MODEL // 2, pairing="half")
+    return CausalHeads(D_MODEL, 2, rotary=turn)
+
+
+# Those whose name begins with "no places" are trained without vectors for the places.
 # name: chapter, what makes a layer, numbers that a cache would keep for a token
 LAYERS: dict[str, tuple[int, Callable[[], nn.Module], int]] = {
     "one head": (3, lambda: SelfAttention(D_MODEL, D_MODEL), 2 * D_MODEL),
@@ -69,6 +85,11 @@ LAYERS: dict[str, tuple[int, Callable[[], nn.Module], int]] = {
     "2 heads, causal": (6, lambda: CausalHeads(D_MODEL, 2), 2 * D_MODEL),
     "4 heads, causal": (6, lambda: CausalHeads(D_MODEL, 4), 2 * D_MODEL),
     "64 heads, causal": (6, lambda: CausalHeads(D_MODEL, 64), 2 * D_MODEL),
+    "no places": (9, lambda: MultiHeadAttention(D_MODEL, 2), 2 * D_MODEL),
+    "no places, causal": (9, lambda: CausalHeads(D_MODEL, 2), 2 * D_MODEL),
+    "no places, rotary": (11, rotary, 2 * D_MODEL),
+    "no places, T5": (12, lambda: CausalHeads(D_MODEL, 2, bias=T5Bias(2)), 2 * D_MODEL),
+    "no places, ALiBi": (12, lambda: CausalHeads(D_MODEL, 2, bias=alibi(2)), 2 * D_MODEL),
 }
 
 
@@ -77,7 +98,8 @@ def measure(name: str) -> dict[str, object]:
     chapter, make, kept = LAYERS[name]
     accuracy, lowest = {}, {}
     for steps in STEPS:
-        runs = [train_recall(make, steps=steps, seed=seed) for seed in range(SEEDS)]
+        how = {"steps": steps, "places": not name.startswith("no places")}
+        runs = [train_recall(make, seed=seed, **how) for seed in range(SEEDS)]
         accuracy[str(steps)] = round(median(runs), 4)
         lowest[str(steps)] = round(min(runs), 4)
     return {

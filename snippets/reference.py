@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "attention"
 SIGNATURE = "pyi"  # the language of a signature's block: that of stubs, which are never run
 DIRECTIVE = re.compile(rf"^::: (?P<module>{PACKAGE}(?:\.\w+)+)$(?!\n.)", re.M)
-SECTION = re.compile(r"^(?P<title>Args|Returns|Raises|Source|Example):\n(?=[ ]{4})", re.M)
+SECTION = re.compile(r"^(?P<title>Args|Attributes|Returns|Raises|Source|Example):\n(?=[ ]{4})", re.M)
 TITLES = {"Args": "Arguments"}
 ITEM = re.compile(r"^(?P<names>\w+(?:, \w+)*):\s+(?P<text>.*(?:\n(?:[ ].*)?)*)", re.M)
 INDENTED = re.compile(r"(?:^[ ]{4}.*(?:\n|\Z)(?:[ ]*\n(?=[ ]{4}))*)+", re.M)
@@ -127,7 +127,7 @@ def as_markdown(docstring: str) -> str:
     for title, body in zip(rest[::2], rest[1::2], strict=True):
         parts.append(f"**{TITLES.get(title, title)}**")
         body = textwrap.dedent(body)
-        parts.append(_items(body) if title in ("Args", "Raises") else _prose(body))
+        parts.append(_items(body) if title in ("Args", "Attributes", "Raises") else _prose(body))
     return "\n\n".join(part for part in parts if part)
 
 

@@ -141,6 +141,26 @@ WRONG = {
         "    x = torch.randn(2, 6, 12)\n"
         "    return not torch.allclose(f(x, 1), right(x, 1))",
     ],
+    ("permutation", 1): [
+        "def moved(mod, order):\n    return mod",
+        "def moved(mod, order):\n    inverse = order.argsort()\n"
+        "    return lambda b, h, q, k: mod(b, h, inverse[q], inverse[k])",
+        "def moved(mod, order):\n    return lambda b, h, q, k: mod(b, h, order[q], k)",
+    ],
+    ("permutation", 2): [
+        "def by_counts(words, counts):\n    return attention(words, words, words)",
+        "def by_counts(words, counts):\n"
+        "    return attention(words, words, counts[:, None] * words) / counts.sum()",
+        "def by_counts(words, counts):\n    return attention(words, words, words,"
+        " score_mod=lambda s, b, h, q, k: s * counts[k])",
+    ],
+    ("permutation", 3): [
+        "def exposes(g):\n    return True",
+        "def exposes(g):\n    order = torch.tensor([0, 2, 1, 3, 5, 4])\n"
+        "    return not torch.allclose(g(context, inputs, order), context(inputs))",
+        "def exposes(g):\n    order = torch.tensor([1, 2, 0])\n    x = inputs[:3]\n"
+        "    return torch.equal(g(context, x, order), context(x[order]))",
+    ],
     ("queries-keys-values", 1): [
         "M = torch.eye(3)",
         "M = 10 * torch.eye(3)",
@@ -200,6 +220,93 @@ WRONG = {
         "def merge(a, b):\n    return (a[0] + b[0]) / 2, logsumexp(torch.stack([a[1], b[1]]))",
         "def merge(a, b):\n    lses = torch.stack([a[1], b[1]])\n"
         "    return softmax(lses) @ torch.stack([a[0], b[0]]), lses.max()",
+    ],
+    ("biases", 1): [
+        "def slope_for(mean):\n    return 1 / mean",
+        "def slope_for(mean):\n    return 1 / (mean + 0.5)",
+        "def slope_for(mean):\n    return math.log(1 + mean)",
+        "def slope_for(mean):\n    return math.exp(1 / mean) - 1",
+    ],
+    ("biases", 2): [
+        "def grad_slope(query, key, value, grad_out, slope):\n"
+        "    place = torch.arange(len(query)).to(query)\n"
+        "    d = place[:, None] - place\n"
+        "    scores = query @ key.T / query.shape[-1] ** 0.5 - slope * d\n"
+        "    P = torch.softmax(scores.masked_fill(d < 0, -torch.inf), dim=1)\n"
+        "    dP = grad_out @ value.T\n"
+        "    return -(P * dP * d).sum()",
+        "def grad_slope(query, key, value, grad_out, slope):\n"
+        "    place = torch.arange(len(query)).to(query)\n"
+        "    d = place[:, None] - place\n"
+        "    scores = query @ key.T / query.shape[-1] ** 0.5 - slope * d\n"
+        "    P = torch.softmax(scores.masked_fill(d < 0, -torch.inf), dim=1)\n"
+        "    dP = grad_out @ value.T\n"
+        "    dS = P * (dP - (P * dP).sum(dim=1, keepdim=True))\n"
+        "    return (dS * d).sum()",
+        "def grad_slope(query, key, value, grad_out, slope):\n"
+        "    place = torch.arange(len(query)).to(query)\n"
+        "    d = (place[:, None] - place).abs()\n"
+        "    P = torch.softmax(query @ key.T / query.shape[-1] ** 0.5 - slope * d, dim=1)\n"
+        "    dP = grad_out @ value.T\n"
+        "    dS = P * (dP - (P * dP).sum(dim=1, keepdim=True))\n"
+        "    return -(dS * d).sum()",
+    ],
+    ("biases", 3): [
+        "def exposes(f):\n    return True",
+        "def exposes(f):\n"
+        "    how = {'mask': causal, 'score_mod': half_a_place}\n"
+        "    out = f(queries, keys, values)\n"
+        "    return not torch.allclose(out, attention(queries, keys, values, **how))",
+        "def exposes(f):\n    return f(queries[5:], keys, values).shape != (1, 2)",
+        "def exposes(f):\n"
+        "    x = torch.zeros(6, 2)\n"
+        "    return not torch.allclose(f(x[5:], x, values[:, :1] * 0 + 1), torch.ones(1, 1))",
+    ],
+    ("positions", 1): [
+        "def before(d_model, base):\n    return torch.eye(d_model).double()",
+        "def before(d_model, base):\n    return step(-1, d_model, base)",
+        "def before(d_model, base):\n    return step(2, d_model, base)",
+        "def before(d_model, base):\n    return torch.diag(torch.ones(d_model - 1), -1).double()",
+    ],
+    ("positions", 2): [
+        "def places_of(real):\n    return torch.arange(real.shape[1]).expand(real.shape)",
+        "def places_of(real):\n    return real.long().cumsum(dim=1) - 1",
+        "def places_of(real):\n    return real.long().cumsum(dim=1).clamp(max=5)",
+        "def places_of(real):\n"
+        "    pads = (~real).sum(dim=1, keepdim=True)\n"
+        "    return (torch.arange(real.shape[1]) - pads).clamp(min=0)",
+    ],
+    ("positions", 3): [
+        "def exposes(f):\n    return True",
+        "def exposes(f):\n    return f(torch.arange(20), 16).shape != (20, 16)",
+        "def exposes(f):\n    return len(f(torch.arange(20), 16).unique(dim=0)) < 20",
+        "def exposes(f):\n    x = torch.arange(20)\n"
+        "    return not torch.allclose(f(x, 16).float(), sinusoidal(x, 16), atol=1e-4)",
+        "def exposes(f):\n    c = f(torch.arange(20), 16)\n"
+        "    return not torch.allclose(c @ c.T, (c @ c.T).T)",
+    ],
+    ("rotary", 1): [
+        "def looking_back(f, key, distance):\n    return key",
+        "def looking_back(f, key, distance):\n    return f(key[None], offset=distance)[0]",
+        "def looking_back(f, key, distance):\n    return -f(key[None], offset=-distance)[0]",
+    ],
+    ("rotary", 2): [
+        "def to_neighbours(weight, n_heads):\n    return weight",
+        "def to_neighbours(weight, n_heads):\n"
+        "    heads = weight.unflatten(0, (n_heads, -1))\n"
+        "    return heads[:, pairing_permutation(heads.shape[1])].flatten(0, 1)",
+        "def to_neighbours(weight, n_heads):\n"
+        "    return weight[pairing_permutation(len(weight)).argsort()]",
+    ],
+    ("rotary", 3): [
+        "def exposes(f):\n    return True",
+        "def exposes(f):\n    q, k = torch.randn(2, 5, 24, dtype=torch.float64)\n"
+        "    here = (f(q, 3, 0) @ f(k, 3, 2).mT).sum(0)\n"
+        "    return not close(here, (f(q, 3, 7) @ f(k, 3, 9).mT).sum(0))",
+        "def exposes(f):\n    q = torch.randn(5, 24, dtype=torch.float64)\n"
+        "    return not close(f(q, 3, 0)[:, 0], q[0].view(3, 8))",
+        "def exposes(f):\n    q = torch.randn(5, 24, dtype=torch.float64)\n"
+        "    return not close(f(q, 3, 4).square().sum((0, 2)), q.square().sum(1))",
     ],
 }
 
@@ -261,7 +368,9 @@ def test_a_notebook_is_valid_and_says_what_runs_it(chapter: Chapter) -> None:
     assert book.metadata.language_info.name == "python"
     assert len({cell.id for cell in book.cells}) == len(book.cells)
     first = book.cells[0].source
-    assert "https://book.example/foundations/" in first and "CC BY 4.0" in first
+    assert (
+        f"https://book.example/{chapter.page.path.parent.name}/" in first and "CC BY 4.0" in first
+    )
 
 
 def test_a_notebook_has_all_the_code_of_its_page(chapter: Chapter) -> None:

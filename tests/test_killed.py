@@ -1,0 +1,133 @@
+"""The matrix is not blind: each wrong attention that the book knows fails one of its cases."""
+
+import functools
+import json
+
+import pytest
+import torch.nn as nn
+from torch.nn.attention.flex_attention import and_masks
+
+from attention import (
+    MultiHeadAttention,
+    RotaryEmbedding,
+    alibi,
+    attention,
+    causal,
+    padding,
+    sliding_window,
+    softcap,
+)
+from attention.wrong import WRONG, right
+from tests import conformance
+from tests.words import Said, said
+
+
+@functools.cache
+def cases() -> list[Said]:
+    return list(said())
+
+
+def failed(attend) -> str | None:
+    """The first case that a function fails."""
+    return next((case.name for case in cases() if case.wrong(attend)), None)
+
+
+def package(
+    query,
+    key,
+    value,
+    *,
+    mask=None,
+    causal_=False,
+    window=None,
+    lengths=None,
+    scale=None,
+    softcap_=None,
+    alibi_=False,
+    rotary=None,
+    dropout=0.0,
+    query_offset=0,
+    return_lse=False,
+    n_heads=None,
+):
+    """The package's own attention and layers, in words."""
+    if n_heads or dropout:
+        return layer(query, key, value, n_heads, dropout, causal_)
+    if rotary:
+        turn = RotaryEmbedding(query.shape[-1], pairing=rotary)
+        query, key = turn(query, offset=query_offset), turn(key)
+    mods = [causal] if causal_ else []
+    mods += [sliding_window(window)] if window else []
+    mods += [padding(lengths)] if lengths is not None else []
+    if mask is None and mods:
+        mask = and_masks(*mods)
+    scores = [softcap(softcap_)] if softcap_ else []
+    scores += [alibi(query.shape[1])] if alibi_ else []
+
+    def score_mod(score, *where):
+        for mod in scores:
+            score = mod(score, *where)
+        return score
+
+    at = {"query_offset": query_offset, "key_offset": 0} if mods or scores else {}
+    return attention(
+        query,
+        key,
+        value,
+        mask=mask,
+        score_mod=score_mod if scores else None,
+        scale=scale,
+        return_lse=return_lse,
+        **at,
+    )
+
+
+def layer(query, key, value, n_heads, dropout, is_causal):
+    """A MultiHeadAttention that projects nothing."""
+    if query.dim() == 4:  # dropout of weights: one head a row of the batch, as wide as a value
+        size = value.shape[-1]
+        wide = [nn.functional.pad(x, (0, size - x.shape[-1])) for x in (query, key)]
+        wide[0] = wide[0] * (size / query.shape[-1]) ** 0.5  # a layer divides by its own width
+        tokens = [x.flatten(0, 1) for x in (*wide, value)]
+        out = plain(size, 1, dropout)(*tokens)
+        return out.unflatten(0, query.shape[:2])
+    return plain(query.shape[-1], n_heads, dropout)(
+        query, key, value, mask=causal if is_causal else None
+    )
+
+
+def plain(d_model, n_heads, dropout):
+    made = MultiHeadAttention(d_model, n_heads, dropout=dropout).double()
+    for projection in (made.query, made.key, made.value, made.out):
+        nn.init.eye_(projection.weight)
+    return made
+
+
+def in_words(query, key, value, *, causal=False, softcap=None, alibi=False, **words):
+    return package(query, key, value, causal_=causal, softcap_=softcap, alibi_=alibi, **words)
+
+
+@pytest.mark.parametrize("attend", [right, in_words], ids=["steps", "package"])
+def test_what_is_right_passes_every_case(attend):
+    for case in cases():
+        assert case.wrong(attend) is None, case.name
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_matrix_kills_this_wrong_attention(name):
+    assert failed(WRONG[name])
+
+
+def test_the_page_says_which_case_kills_which():
+    """Forty are asked for, and none may be left."""
+    shown = json.loads(conformance.FILE.read_text())["killed"]
+    assert shown.keys() == WRONG.keys() and len(shown) >= 40
+    names = {case.name for case in cases()}
+    assert set(shown.values()) <= names
+
+
+def test_an_error_is_no_answer():
+    def raises(*args, **words):
+        raise RuntimeError("no")
+
+    assert all(case.wrong(raises) == "raised RuntimeError: no" for case in cases())
