@@ -35,7 +35,7 @@ export NO_MKDOCS_2_WARNING = 1
 # .venv is made again.
 _ := $(shell test -x $(PY) || rm -f $(READY))
 
-.PHONY: help serve test update page build bench lock vendor picture clean
+.PHONY: help serve test update page build bench matrix lock vendor picture clean
 .NOTPARALLEL:
 
 help: ## list these commands
@@ -78,6 +78,9 @@ lock: $(PY) ## write constraints.txt anew from pyproject.toml
 	    --no-header --quiet --output-file constraints.txt
 	@cat constraints.txt >> $(VENV)/constraints.txt
 	@mv $(VENV)/constraints.txt constraints.txt
+
+matrix: $(READY) ## run the conformance matrix and write what its page shows
+	$(PY) -m tests.conformance
 
 vendor: $(READY) ## fetch KaTeX and Source Serif 4 again (needs npm)
 	$(PY) tools/vendor.py

@@ -98,7 +98,7 @@ def measure(name: str) -> dict[str, object]:
     chapter, make, kept = LAYERS[name]
     accuracy, lowest = {}, {}
     for steps in STEPS:
-        how = {"steps": steps, "places": not name.startswith("no places")}
+        how: dict[str, Any] = {"steps": steps, "places": not name.startswith("no places")}
         runs = [train_recall(make, seed=seed, **how) for seed in range(SEEDS)]
         accuracy[str(steps)] = round(median(runs), 4)
         lowest[str(steps)] = round(min(runs), 4)

@@ -17,7 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import or_masks
 
-from attention import CausalSelfAttention, MultiHeadAttention, attention, causal
+from attention import (
+    CausalSelfAttention,
+    MultiHeadAttention,
+    RotaryEmbedding,
+    alibi,
+    attention,
+    causal,
+)
 
 Layer: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
@@ -36,6 +43,20 @@ def by_mod(asking: Tensor, asked: Tensor) -> Tensor:
 
 def by_tensor(asking: Tensor, asked: Tensor) -> Tensor:
     return attention(asking, asked, asked, mask=TRIANGLE)
+
+
+def by_kernel(kernel: str) -> Layer:
+    def layer(asking: Tensor, asked: Tensor) -> Tensor:
+        return attention(asking, asked, asked, mask=causal, kernel=kernel)
+
+    return layer
+
+
+def rotary(asking: Tensor, asked: Tensor) -> Tensor:
+    torch.manual_seed(1)
+    turn = RotaryEmbedding(D_MODEL // H, pairing="half")
+    module = MultiHeadAttention(D_MODEL, H, rotary=turn).double()
+    return module(asking[None], asked[None], mask=causal, score_mod=alibi(H))[0]
 
 
 def grouped(asking: Tensor, asked: Tensor) -> Tensor:
@@ -69,10 +90,13 @@ def sdpa(asking: Tensor, asked: Tensor) -> Tensor:
 CAUSAL: dict[str, Layer] = {
     "attention(mask=causal)": by_mod,
     "attention(mask=tensor)": by_tensor,
+    "attention(kernel='sdpa')": by_kernel("sdpa"),
+    "attention(kernel='flex')": by_kernel("flex"),
     "attention, grouped heads": grouped,
     "CausalSelfAttention": self_attention,
     "MultiHeadAttention": multi_head(None),
     "MultiHeadAttention, grouped heads": multi_head(H_KV),
+    "MultiHeadAttention, rotary and ALiBi": rotary,
     "F.scaled_dot_product_attention": sdpa,  # the control
 }
 
