@@ -141,26 +141,6 @@ WRONG = {
         "    x = torch.randn(2, 6, 12)\n"
         "    return not torch.allclose(f(x, 1), right(x, 1))",
     ],
-    ("permutation", 1): [
-        "def moved(mod, order):\n    return mod",
-        "def moved(mod, order):\n    inverse = order.argsort()\n"
-        "    return lambda b, h, q, k: mod(b, h, inverse[q], inverse[k])",
-        "def moved(mod, order):\n    return lambda b, h, q, k: mod(b, h, order[q], k)",
-    ],
-    ("permutation", 2): [
-        "def by_counts(words, counts):\n    return attention(words, words, words)",
-        "def by_counts(words, counts):\n"
-        "    return attention(words, words, counts[:, None] * words) / counts.sum()",
-        "def by_counts(words, counts):\n    return attention(words, words, words,"
-        " score_mod=lambda s, b, h, q, k: s * counts[k])",
-    ],
-    ("permutation", 3): [
-        "def exposes(g):\n    return True",
-        "def exposes(g):\n    order = torch.tensor([0, 2, 1, 3, 5, 4])\n"
-        "    return not torch.allclose(g(context, inputs, order), context(inputs))",
-        "def exposes(g):\n    order = torch.tensor([1, 2, 0])\n    x = inputs[:3]\n"
-        "    return torch.equal(g(context, x, order), context(x[order]))",
-    ],
     ("queries-keys-values", 1): [
         "M = torch.eye(3)",
         "M = 10 * torch.eye(3)",
@@ -261,6 +241,26 @@ WRONG = {
         "def exposes(f):\n"
         "    x = torch.zeros(6, 2)\n"
         "    return not torch.allclose(f(x[5:], x, values[:, :1] * 0 + 1), torch.ones(1, 1))",
+    ],
+    ("permutation", 1): [
+        "def moved(mod, order):\n    return mod",
+        "def moved(mod, order):\n    inverse = order.argsort()\n"
+        "    return lambda b, h, q, k: mod(b, h, inverse[q], inverse[k])",
+        "def moved(mod, order):\n    return lambda b, h, q, k: mod(b, h, order[q], k)",
+    ],
+    ("permutation", 2): [
+        "def by_counts(words, counts):\n    return attention(words, words, words)",
+        "def by_counts(words, counts):\n"
+        "    return attention(words, words, counts[:, None] * words) / counts.sum()",
+        "def by_counts(words, counts):\n    return attention(words, words, words,"
+        " score_mod=lambda s, b, h, q, k: s * counts[k])",
+    ],
+    ("permutation", 3): [
+        "def exposes(g):\n    return True",
+        "def exposes(g):\n    order = torch.tensor([0, 2, 1, 3, 5, 4])\n"
+        "    return not torch.allclose(g(context, inputs, order), context(inputs))",
+        "def exposes(g):\n    order = torch.tensor([1, 2, 0])\n    x = inputs[:3]\n"
+        "    return torch.equal(g(context, x, order), context(x[order]))",
     ],
     ("positions", 1): [
         "def before(d_model, base):\n    return torch.eye(d_model).double()",
