@@ -167,7 +167,7 @@ def alibi_slopes(n_heads: int) -> Float[Tensor, "n_heads"]:
 
     Source:
         Press et al. (2022), section 3, and for other head counts their
-        released code. Some libraries put the same slopes into another order.
+        released code. Bloom and MPT have the same slopes in the same order.
 
     Example:
         >>> from attention import alibi_slopes

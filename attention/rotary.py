@@ -303,6 +303,7 @@ def stretch_yarn(
     *,
     beta_fast: float | int = 32.0,
     beta_slow: float | int = 1.0,
+    truncate: bool = True,
     attention_factor: float | int | None = None,
 ) -> Stretch:
     """YaRN: slow pairs turn `factor` times more slowly, fast pairs as ever.
@@ -310,15 +311,16 @@ def stretch_yarn(
     A pair is fast where it turns beta_fast times or more within the length
     that the model was trained on, and slow where beta_slow times or fewer.
     Between the two the share that is slowed grows evenly with the pair's
-    number, from a whole number to a whole number, as in the authors' code (in
-    their paper it grows with the number of turns). The constants are found by
-    trying, not derived.
+    number, as in the authors' code (in their paper it grows with the number of
+    turns). The constants are found by trying, not derived.
 
     Args:
         factor: how many times longer the text may be; above 0.
         original_length: positions that the model was trained on.
         beta_fast: turns from which on a pair stays as it is.
         beta_slow: turns up to which a pair is slowed in full.
+        truncate: let the share grow from a whole pair to a whole pair, rounded
+            outwards, as the authors do; gpt-oss does not.
         attention_factor: multiplies every cosine and sine, and so a score by
             its square. None is 0.1 ln(factor) + 1, or 1 where factor < 1.
 
@@ -349,8 +351,10 @@ def stretch_yarn(
         # Pair i turns length w_0 / (2 pi) e^(-fall i) times.
         fall = math.log(frequencies[0] / frequencies[-1]) / (n - 1)
         most = math.log(original_length * frequencies[0] / (2 * math.pi))
-        low = math.floor((most - math.log(beta_fast)) / fall)
-        high = math.ceil((most - math.log(beta_slow)) / fall)
+        low = (most - math.log(beta_fast)) / fall
+        high = (most - math.log(beta_slow)) / fall
+        if truncate:
+            low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, 2 * n - 1)
         slowed = (index - low) / max(high - low, 0.001)
         slowed = slowed.clamp(0, 1)

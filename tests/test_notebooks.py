@@ -208,30 +208,6 @@ WRONG = {
         "def slope_for(mean):\n    return math.exp(1 / mean) - 1",
     ],
     ("biases", 2): [
-        "def grad_slope(query, key, value, grad_out, slope):\n"
-        "    place = torch.arange(len(query)).to(query)\n"
-        "    d = place[:, None] - place\n"
-        "    scores = query @ key.T / query.shape[-1] ** 0.5 - slope * d\n"
-        "    P = torch.softmax(scores.masked_fill(d < 0, -torch.inf), dim=1)\n"
-        "    dP = grad_out @ value.T\n"
-        "    return -(P * dP * d).sum()",
-        "def grad_slope(query, key, value, grad_out, slope):\n"
-        "    place = torch.arange(len(query)).to(query)\n"
-        "    d = place[:, None] - place\n"
-        "    scores = query @ key.T / query.shape[-1] ** 0.5 - slope * d\n"
-        "    P = torch.softmax(scores.masked_fill(d < 0, -torch.inf), dim=1)\n"
-        "    dP = grad_out @ value.T\n"
-        "    dS = P * (dP - (P * dP).sum(dim=1, keepdim=True))\n"
-        "    return (dS * d).sum()",
-        "def grad_slope(query, key, value, grad_out, slope):\n"
-        "    place = torch.arange(len(query)).to(query)\n"
-        "    d = (place[:, None] - place).abs()\n"
-        "    P = torch.softmax(query @ key.T / query.shape[-1] ** 0.5 - slope * d, dim=1)\n"
-        "    dP = grad_out @ value.T\n"
-        "    dS = P * (dP - (P * dP).sum(dim=1, keepdim=True))\n"
-        "    return -(dS * d).sum()",
-    ],
-    ("biases", 3): [
         "def exposes(f):\n    return True",
         "def exposes(f):\n"
         "    how = {'mask': causal, 'score_mod': half_a_place}\n"
@@ -291,14 +267,6 @@ WRONG = {
         "def looking_back(f, key, distance):\n    return -f(key[None], offset=-distance)[0]",
     ],
     ("rotary", 2): [
-        "def to_neighbours(weight, n_heads):\n    return weight",
-        "def to_neighbours(weight, n_heads):\n"
-        "    heads = weight.unflatten(0, (n_heads, -1))\n"
-        "    return heads[:, pairing_permutation(heads.shape[1])].flatten(0, 1)",
-        "def to_neighbours(weight, n_heads):\n"
-        "    return weight[pairing_permutation(len(weight)).argsort()]",
-    ],
-    ("rotary", 3): [
         "def exposes(f):\n    return True",
         "def exposes(f):\n    q, k = torch.randn(2, 5, 24, dtype=torch.float64)\n"
         "    here = (f(q, 3, 0) @ f(k, 3, 2).mT).sum(0)\n"
