@@ -9,6 +9,7 @@ from attention.biases import (
     softcap,
     t5_buckets,
 )
+from attention.diagnose import diagnose
 from attention.dot_product import (
     attention,
     attention_scores,
@@ -54,6 +55,7 @@ __all__ = [
     "attention_scores",
     "attention_weights",
     "causal",
+    "diagnose",
     "document",
     "first_tokens",
     "heatmap",
