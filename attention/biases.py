@@ -178,9 +178,9 @@ def alibi_slopes(n_heads: int) -> Float[Tensor, "n_heads"]:
     """
     check_sizes(n_heads=n_heads)
     power = 1 << (n_heads.bit_length() - 1)  # at most n_heads
-    lower = 2.0 ** (-8 / power * torch.arange(1, power + 1))
-    between = 2.0 ** (-8 / (2 * power) * torch.arange(1, 2 * power, 2))
-    return torch.cat([lower, between])[:n_heads]
+    steps = torch.arange(1, 2 * power + 1, dtype=torch.float32, device="cpu")
+    slopes = 2.0 ** (-4 / power * steps)  # of twice as many heads
+    return torch.cat([slopes[1::2], slopes[0::2]])[:n_heads]
 
 
 # --8<-- [end:alibi_slopes]

@@ -6,6 +6,7 @@ a check returns is the argument as the code behind the check takes it.
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -204,7 +205,7 @@ def check_number(
     """Raise unless x is a finite number above another."""
     if isinstance(x, bool) or not isinstance(x, (float, int)):
         raise wrong(name, rule, kind(x), TypeError)
-    if not above < x < math.inf:
+    if not above < x <= sys.float_info.max:
         raise ValueError(f"{name}={x} must be finite and above {above}")
     return float(x)
 

@@ -120,7 +120,7 @@ def diagnose(fn: Attend, **fixed: Any) -> Diagnosis:
 
     Example:
         >>> import torch
-        >>> from attention.diagnose import diagnose
+        >>> from attention import diagnose
         >>> def attend(query, key, value):
         ...     return torch.softmax(query @ key.mT, dim=-1) @ value
         >>> diagnose(attend)

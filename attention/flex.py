@@ -46,10 +46,12 @@ def flex(
 ) -> tuple[Tensor, Tensor | None]:
     """What `reference` computes, by FlexAttention.
 
-    A BlockMask made for these sizes is used as it is, at offsets 0; from any
-    other mask one is made, at each call.
+    A BlockMask made for these sizes is used as it is, at offsets 0: compiled,
+    its blocks are believed, so it must have been made from its own mod, for as
+    many rows and heads as the mod looks at. From any other mask one is made,
+    at each call.
     """
-    if 0 in (*query.shape, *key.shape, value.shape[-1]):  # it takes no less
+    if 0 in (*query.shape, key.shape[-2]):  # it takes no less
         lse = widen(query.new_full(query.shape[:3], -math.inf))
         return query.new_zeros(*query.shape[:3], value.shape[-1]), lse
     offsets = (query_offset, key_offset)
@@ -94,9 +96,13 @@ def _block_mask(
 
         return create_block_mask(mod, B, H, L, S, device=query.device)
     if isinstance(mask, BlockMask):
-        fits = mask.shape[-2:] == (L, S)
-        for n, full_n in zip(mask.shape[:-2], (B, H), strict=True):
-            fits = fits and n in (1, full_n)
+        *rows, n_queries, n_keys = mask.shape
+        fits = (n_queries, n_keys) == (L, S) and rows in (
+            [B, H],
+            [B, 1],
+            [1, H],
+            [1, 1],
+        )
         if fits and all(type(x) is int and x == 0 for x in offsets):
             return mask
         mask = mask.mask_mod

@@ -90,10 +90,7 @@ class MultiHeadAttention(nn.Module):
         self.dropout = dropout
         self.rotary = rotary
         if rotary is not None:
-            made_for = getattr(rotary, "head_dim", kind(rotary))
-            if made_for != self.head_dim:
-                rule = f"be a RotaryEmbedding of head_dim={self.head_dim}"
-                raise wrong("rotary", rule, made_for)
+            _check_rotary(rotary, self.head_dim)
         d_kv = n_kv_heads * self.head_dim
         self.query = nn.Linear(d_model, d_model, bias=bias)
         self.key = nn.Linear(d_model, d_kv, bias=bias)
@@ -173,3 +170,12 @@ class MultiHeadAttention(nn.Module):
 
 
 # --8<-- [end:MultiHeadAttention]
+
+
+def _check_rotary(rotary: object, head_dim: int) -> None:
+    """Raise unless rotary turns heads of this size."""
+    if not isinstance(rotary, RotaryEmbedding):
+        raise wrong("rotary", "be a RotaryEmbedding", kind(rotary), TypeError)
+    if rotary.head_dim != head_dim:
+        rule = f"be made with head_dim={head_dim}"
+        raise wrong("rotary", rule, rotary.head_dim)

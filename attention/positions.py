@@ -78,8 +78,8 @@ def sinusoidal(
 def frequencies(name: str, size: int, base: float | int) -> Tensor:
     """Radians that each of size / 2 hands turns a position, in float64."""
     check_even(**{name: size})
-    exponents = torch.arange(0, size, 2, dtype=torch.float64) / size
-    speeds: Tensor = check_number("base", base) ** -exponents
+    pairs = torch.arange(0, size, 2, dtype=torch.float64, device="cpu")
+    speeds: Tensor = check_number("base", base) ** -(pairs / size)
     return speeds
 
 

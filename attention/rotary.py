@@ -27,6 +27,7 @@ from attention.checks import (
     check_number,
     check_sizes,
     check_start,
+    kind,
     shapes,
     wrong,
 )
@@ -83,6 +84,8 @@ def rotate(
     for name, t in (("x", x), ("cos", cos), ("sin", sin)):
         check_floating(name, t)
     check_pairing(pairing)
+    if x.dim() == 0:
+        raise wrong("x", "have at least one dimension", "shape ()")
     R = 2 * cos.shape[-1] if cos.dim() else 0
     if cos.shape != sin.shape or not 0 < R <= x.shape[-1]:
         rule = "share one shape (..., L, R / 2), R from 2 to D"
@@ -199,7 +202,8 @@ class RotaryEmbedding(nn.Module):
         self.frequencies = frequencies("rotary_dim", rotary_dim, base)
         self.attention_factor = 1.0
         if stretch is not None:
-            self.frequencies, self.attention_factor = stretch(self.frequencies)
+            made = _stretched(stretch, self.frequencies)
+            self.frequencies, self.attention_factor = made
 
     def forward(
         self, x: Float[Tensor, "*batch L D"], *, offset: Offset = 0
@@ -435,12 +439,29 @@ def _rotary_dim(head_dim: int, rotary_dim: int | None) -> int:
     return rotary_dim
 
 
+def _stretched(stretch: object, old: Tensor) -> tuple[Tensor, float]:
+    """What a rule makes of the frequencies, once that is checked."""
+    if not callable(stretch):
+        raise wrong("stretch", "be a function", kind(stretch), TypeError)
+    made = stretch(old)
+    fits = isinstance(made, tuple) and len(made) == 2
+    if not fits or not isinstance(made[0], Tensor):
+        rule = "return new frequencies and a factor"
+        raise wrong("stretch", rule, kind(made), TypeError)
+    if made[0].shape != old.shape or not made[0].is_floating_point():
+        rule = f"return frequencies {tuple(old.shape)}"
+        raise wrong("stretch", rule, f"{made[0].dtype} {tuple(made[0].shape)}")
+    return made[0], check_number("stretch's factor", made[1])
+
+
 def _spread(frequencies: Tensor) -> Tensor:
     """Numbers from 0 to 1, one for each pair."""
     n = len(frequencies)
     if n < 2:
         raise wrong("frequencies", "be two or more to be stretched so", n)
-    return torch.arange(n, dtype=frequencies.dtype) / (n - 1)
+    device = frequencies.device
+    index = torch.arange(n, dtype=frequencies.dtype, device=device)
+    return index / (n - 1)
 
 
 def _fits(shape: torch.Size, full: torch.Size) -> bool:

@@ -59,7 +59,7 @@ def sdpa(
         attn_mask=mask,
         is_causal=is_causal,
         scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
+        enable_gqa=bool(query.shape[1] != key.shape[1]),
     )
     return out[..., :Dv], None
 

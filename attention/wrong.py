@@ -78,6 +78,11 @@ def _first(a: Steps) -> int:
     return a.query_offset or 0
 
 
+def _whole(a: Steps, x: Tensor, first: int) -> Tensor:
+    turned: Tensor = a.by(x.transpose(1, 2).flatten(2), first)  # (B, L, H * D)
+    return turned.view(*x.transpose(1, 2).shape).transpose(1, 2)
+
+
 def _dim(a: Steps, dim: int) -> int:
     """Which dimension of (B, H, L, S) is this one of the caller's scores."""
     return {2: (2, 3), 3: (0, 2, 3)}.get(a.rank, (0, 1, 2, 3))[dim]
@@ -272,6 +277,9 @@ _CATALOGUE: dict[
         "turns from position 0 in each call": (
             lambda a, q, k, v: (a.by(q), a.by(k), v)
         ),
+        "turns before it cuts the heads": (
+            lambda a, q, k, v: (_whole(a, q, _first(a)), _whole(a, k, 0), v)
+        ),
         "turns backwards": lambda a, q, k, v: (
             a.by(q, _first(a), sign=-1),
             a.by(k, sign=-1),
@@ -310,6 +318,9 @@ _CATALOGUE: dict[
     },
     ("apart", BIASES): {
         "favours later keys, where distance is |q - k|": lambda a: a.q - a.k,
+        "measures distances from position 0 in each call": (
+            lambda a: (a.row - a.k).abs()
+        ),
     },
     ("slopes", BIASES): {
         "gives the heads their slopes in reverse": (

@@ -22,7 +22,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "attention"
 SIGNATURE = "pyi"  # the language of a signature's block: that of stubs, which are never run
 DIRECTIVE = re.compile(rf"^::: (?P<module>{PACKAGE}(?:\.\w+)+)$(?!\n.)", re.M)
-SECTION = re.compile(r"^(?P<title>Args|Attributes|Returns|Raises|Source|Example):\n(?=[ ]{4})", re.M)
+SECTION = re.compile(
+    r"^(?P<title>Args|Attributes|Returns|Raises|Source|Example):\n(?=[ ]{4})", re.M
+)
 TITLES = {"Args": "Arguments"}
 ITEM = re.compile(r"^(?P<names>\w+(?:, \w+)*):\s+(?P<text>.*(?:\n(?:[ ].*)?)*)", re.M)
 INDENTED = re.compile(r"(?:^[ ]{4}.*(?:\n|\Z)(?:[ ]*\n(?=[ ]{4}))*)+", re.M)

@@ -133,6 +133,7 @@ MATRICES = {  # with one head and no batch these are right
     "keeps one key of the padding",
     "expects the padding before the tokens",
     "ignores lengths",
+    "turns before it cuts the heads",
 }
 SAME_IN_MATRICES = {
     # dim=0 of (L, S) is the queries
