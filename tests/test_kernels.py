@@ -37,7 +37,7 @@ from attention import (
     stretch_ntk,
     stretch_yarn,
 )
-from attention.kernels import KERNELS
+from attention.kernels import KERNELS, find
 
 INF, NAN = math.inf, math.nan
 B, H, H_KV, L, S, D, DV = 2, 4, 2, 3, 6, 5, 7
@@ -95,7 +95,7 @@ def _anew():
 # --- the same as loops ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("start", [0, 1, S - L, S - 1, -1, -L, -(10**9), 10**6, 10**9])
+@pytest.mark.parametrize("start", [0, 1, S - L, S - 2, S - 1, -1, -L, -(10**9), 10**6, 10**9])
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.usefixtures("untraced")
 def test_causal_is_the_loop_at_every_offset_also_before_the_keys_and_far_behind(kernel, start):
@@ -116,9 +116,12 @@ def test_causal_is_the_loop_at_every_offset_also_before_the_keys_and_far_behind(
 def test_each_row_may_begin_elsewhere_also_before_its_keys(kernel, dtype):
     given = tensors()
     q, k = torch.tensor([-1, 10**9], dtype=dtype), torch.tensor([0, 10**9 - 2], dtype=dtype)
-    out = attention(*given, mask=sliding_window(2), query_offset=q, key_offset=k, kernel=kernel)
-    want, _ = in_loops(*given, lambda b, h, i, j: 0 <= i + int(q[b]) - j - int(k[b]) < 2)
-    torch.testing.assert_close(out, want, rtol=0, atol=1e-12)
+    for mask, size in ((sliding_window(2), 2), (causal, INF)):
+        out = attention(*given, mask=mask, query_offset=q, key_offset=k, kernel=kernel)
+        want, _ = in_loops(
+            *given, lambda b, h, i, j, n=size: 0 <= i + int(q[b]) - j - int(k[b]) < n
+        )
+        torch.testing.assert_close(out, want, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -292,6 +295,34 @@ def test_flex_refuses_gradients_of_any_of_the_three_and_under_func_grad():
     one = [x[:, 0] for x in given]
     with pytest.raises(NotImplementedError, match="gradients on a CPU"):
         torch.vmap(torch.func.grad(lambda q, k, v: attention(q, k, v, kernel="flex").sum()))(*one)
+
+
+def test_flex_refuses_gradients_on_a_cpu_alone():
+    there = torch.zeros(1, 1, 2, 2, device="meta", requires_grad=True)
+    assert find("flex", (there, there, there), None, False) is KERNELS["flex"].load()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "how", "able"),
+    [
+        ("sdpa", {"score_mod": softcap(2.0), **AT_0}, "reference and flex can"),
+        ("sdpa", {"return_lse": True}, "reference and flex can"),
+        ("flex", {}, "reference and sdpa can"),
+    ],
+)
+def test_a_refusal_names_those_that_can_and_no_others(kernel, how, able):
+    given = [x.requires_grad_(kernel == "flex") for x in tensors()]
+    with pytest.raises(NotImplementedError) as caught:
+        attention(*given, kernel=kernel, **how)
+    assert str(caught.value).endswith(f"; {able}")
+
+
+@pytest.mark.xfail(strict=True, reason="a refusal names who has the one thing, not who has all")
+def test_a_refusal_names_nobody_who_would_refuse_too():
+    given = [x.requires_grad_() for x in tensors()]
+    with pytest.raises(NotImplementedError) as caught:
+        attention(*given, return_lse=True, kernel="sdpa")
+    assert "flex" not in str(caught.value).rpartition(";")[2]
 
 
 @pytest.mark.parametrize(
