@@ -123,4 +123,5 @@ def test_a_signature_of_the_reference_is_the_one_that_python_sees(public: str) -
 
 
 def arguments(function: ast.FunctionDef) -> list[ast.arg]:
-    return [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    named = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    return [*named, function.args.kwarg] if function.args.kwarg else named

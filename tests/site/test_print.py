@@ -11,7 +11,13 @@ from pypdf import PdfReader
 from snippets import gate
 
 ROOT = Path(__file__).parents[2]
-SOURCES = sorted([*ROOT.glob("docs/order/*.md"), *ROOT.glob("docs/foundations/*.md"), *ROOT.glob("docs/labs/*.ipynb")])
+SOURCES = sorted(
+    [
+        *ROOT.glob("docs/order/*.md"),
+        *ROOT.glob("docs/foundations/*.md"),
+        *ROOT.glob("docs/labs/*.ipynb"),
+    ]
+)
 
 
 def dense(text: str) -> str:
