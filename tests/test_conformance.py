@@ -275,20 +275,22 @@ def test_the_table_speaks_of_known_capabilities_and_gives_reasons():
 
 
 @pytest.mark.parametrize(
-    ("kernel", "words", "how"),
+    ("kernel", "words", "how", "able"),
     [
         (
             "sdpa",
             "score_mod",
             {"score_mod": softcap(2.0), "query_offset": 0, "key_offset": 0},
+            "reference and flex",
         ),
-        ("sdpa", "return_lse", {"return_lse": True}),
-        ("flex", "gradients on a CPU", {}),
+        ("sdpa", "return_lse", {"return_lse": True}, "reference and flex"),
+        ("flex", "gradients on a CPU", {}, "reference and sdpa"),
     ],
 )
-def test_a_refusal_names_the_kernel_what_it_lacks_and_who_can(kernel, words, how):
+def test_a_refusal_names_the_kernel_what_it_lacks_and_who_can(kernel, words, how, able):
     given = tensors(grad=kernel == "flex")
-    with pytest.raises(NotImplementedError, match=f"^kernel='{kernel}' cannot do {words}: .+ can$"):
+    says = f"^kernel='{kernel}' cannot do {words}: .+; {able} can$"
+    with pytest.raises(NotImplementedError, match=says):
         attention(*given, kernel=kernel, **how)
     with torch.no_grad():  # where nothing is asked for, nothing is refused
         attention(*given, kernel=kernel)
@@ -340,6 +342,15 @@ def test_sdpa_takes_the_fused_path_and_a_mask_only_where_it_must(name):
     assert "_scaled_dot_product_flash_attention_for_cpu.default" in ops.names
     assert any("any" in op for op in ops.names) == (name == "window")  # a mask was written out
     torch.testing.assert_close(out, attention(*given, **how))
+
+
+@pytest.mark.parametrize("ahead", range(-L - 1, S + 2))
+def test_sdpa_is_right_wherever_a_causal_mask_begins(ahead):
+    query, key, value = tensors()
+    at = {"mask": causal, "query_offset": 3 + ahead, "key_offset": 3}
+    torch.testing.assert_close(
+        attention(query, key, value, kernel="sdpa", **at), attention(query, key, value, **at)
+    )
 
 
 def test_sdpa_does_not_take_is_causal_where_it_means_something_else():
