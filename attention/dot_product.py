@@ -168,7 +168,7 @@ def attention(
             or, each dimension 1 or full, (B, H, L, S); or a mask mod, a
             function mask_mod(b, h, q_idx, kv_idx) of four scalar tensors that
             returns one Boolean; or a BlockMask, which counts through its
-            mask_mod alone.
+            mask_mod (compiled FlexAttention believes its blocks as well).
         score_mod: a function score_mod(score, b, h, q_idx, kv_idx) that
             returns the new score. It sees scaled scores, in float32 or wider,
             comes before the mask, and may capture tensors that learn. It is

@@ -110,11 +110,10 @@ def find(
         "return_lse": return_lse,
         "gradients on a CPU": learns and tensors[0].device.type == "cpu",
     }
+    needed = {capability for capability, need in needs.items() if need}
     for capability, why in kernel.cannot.items():
-        if needs.get(capability):
-            able = [
-                n for n, k in KERNELS.items() if capability not in k.cannot
-            ]
+        if capability in needed:
+            able = [n for n, k in KERNELS.items() if not needed & {*k.cannot}]
             raise NotImplementedError(
                 f"kernel={name!r} cannot do {capability}: {why}; "
                 f"{' and '.join(able)} can"

@@ -59,7 +59,8 @@ def sdpa(
         attn_mask=mask,
         is_causal=is_causal,
         scale=scale,
-        enable_gqa=bool(query.shape[1] != key.shape[1]),
+        # Where it is traced it wants a bool, which bool() does not give.
+        enable_gqa=True if query.shape[1] != key.shape[1] else False,  # noqa: SIM210
     )
     return out[..., :Dv], None
 

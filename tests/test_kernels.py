@@ -317,7 +317,6 @@ def test_a_refusal_names_those_that_can_and_no_others(kernel, how, able):
     assert str(caught.value).endswith(f"; {able}")
 
 
-@pytest.mark.xfail(strict=True, reason="a refusal names who has the one thing, not who has all")
 def test_a_refusal_names_nobody_who_would_refuse_too():
     given = [x.requires_grad_() for x in tensors()]
     with pytest.raises(NotImplementedError) as caught:
@@ -403,6 +402,25 @@ def test_a_block_mask_without_a_batch_is_its_mod_too():
     torch.testing.assert_close(attention(*given, mask=mask, **AT_0, kernel="flex"), want)
 
 
+@pytest.mark.parametrize("heads", [(B, H), (None, None), (B, None), (None, H)], ids=str)
+@pytest.mark.usefixtures("untraced")
+def test_flex_takes_a_block_mask_of_its_sizes_as_it_is_and_makes_any_other(heads, monkeypatch):
+    made = []
+
+    def make(*args, **how):
+        made.append(args)
+        return create_block_mask(*args, **how)
+
+    monkeypatch.setattr("attention.flex.create_block_mask", make)
+    mask = create_block_mask(causal, *heads, L, S, device="cpu")
+    others = create_block_mask(causal, 1, 3, L, S, device="cpu"), causal
+    attention(*tensors(), mask=mask, **AT_0, kernel="flex")
+    assert not made
+    for n, (other, start) in enumerate([(mask, 1), *((x, 0) for x in others)], start=1):
+        attention(*tensors(), mask=other, query_offset=start, key_offset=0, kernel="flex")
+        assert len(made) == n
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_slice_of_a_block_mask_which_has_lost_its_mod_raises(kernel):
     mask = create_block_mask(causal, B, H, 256, S, device="cpu")[:, :, :1]
@@ -460,10 +478,7 @@ def test_compiled_code_follows_offsets_and_lengths_that_change(kernel):
         torch.testing.assert_close(out.double(), want, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "kernel",
-    [n for n in KERNELS if n != "sdpa"],  # whose enable_gqa wants a bool where it is traced
-)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_compiled_code_follows_numbers_of_heads_that_change(kernel):
     def run(query, key):
         return attention(query, key, key, kernel=kernel)
