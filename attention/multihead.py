@@ -174,8 +174,8 @@ class MultiHeadAttention(nn.Module):
 
 def _check_rotary(rotary: object, head_dim: int) -> None:
     """Raise unless rotary turns heads of this size."""
+    rule = f"be a RotaryEmbedding of head_dim={head_dim}"
     if not isinstance(rotary, RotaryEmbedding):
-        raise wrong("rotary", "be a RotaryEmbedding", kind(rotary), TypeError)
+        raise wrong("rotary", rule, kind(rotary), TypeError)
     if rotary.head_dim != head_dim:
-        rule = f"be made with head_dim={head_dim}"
         raise wrong("rotary", rule, rotary.head_dim)

@@ -57,7 +57,7 @@ class Probe:
     keys: int = L
     kv_heads: int = H
     width: int = D
-    times: float = 1.0
+    times: float | int = 1.0
     look: str = "out"
     form: str = ""
     optional: bool = False

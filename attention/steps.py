@@ -56,11 +56,11 @@ class Steps:
     causal: bool = False
     window: int | None = None
     lengths: Tensor | None = None
-    scale: float | None = None
-    softcap: float | None = None
+    scale: float | int | None = None
+    softcap: float | int | None = None
     alibi: bool = False
     rotary: Pairing | None = None
-    dropout: float = 0.0
+    dropout: float | int = 0.0
     query_offset: int | None = None
     return_lse: bool = False
     n_heads: int | None = None
@@ -162,7 +162,7 @@ class Steps:
     def usual(self) -> float:
         return 1 / math.sqrt(self.D)
 
-    def factor(self) -> float:
+    def factor(self) -> float | int:
         return self.usual() if self.scale is None else self.scale
 
     def bend(self, s: Tensor) -> Tensor:

@@ -160,6 +160,7 @@ for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
     assert rotate(x, cos.expand(B, 1, L, 3), sin.expand(B, 1, L, 3), pairing="half").dtype == dtype
 assert pairing_permutation(8, rotary_dim=6).shape == (8,)
 
+assert diagnose(lambda query, key, value: softmax(query @ key.mT) @ value, scale=1).agrees
 tokens, answers = recall_batch(n=2, n_pairs=3, n_keys=5, n_values=7)
 assert (tokens.shape, answers.shape) == ((2, 7), (2,))
 recall_batch(2, generator=torch.Generator().manual_seed(0))

@@ -22,12 +22,13 @@ PARTS = ("docs", "snippets", "overrides", "attention", "benchmarks", ".book")
 
 @pytest.fixture
 def book(site: Path, tmp_path: Path) -> Path:
-    """A copy of the book with its ledger, and a lab of one cell."""
+    """A copy of the book with its ledger, and labs of one cell."""
     for name in PARTS:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("mkdocs.yml", "constraints.txt", "conftest.py"):
         shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "docs/labs/first-notebook.ipynb").write_text(LAB)
+    for lab in (tmp_path / "docs/labs").glob("*.ipynb"):
+        lab.write_text(LAB)
     return tmp_path
 
 

@@ -57,13 +57,13 @@ def prose(site: Path) -> dict[str, str]:
     for entry in index["docs"]:
         page = entry["location"].partition("#")[0]
         texts[page] = f"{texts.get(page, '')} {entry['title']} {entry['text']}"
-    return {page: re.sub(r"<[^>]+>", " ", text).lower() for page, text in texts.items()}
+    return {page: re.sub(r"<[^>]+>", " ", text) for page, text in texts.items()}
 
 
 def own_word(site: Path, page: str) -> str:
-    """A word that only this page has, whatever its ending."""
+    """A word that only this page has, whatever its ending; the search cuts NoFuture in two."""
     texts = prose(site)
-    others = " ".join(text for other, text in texts.items() if other != page)
+    others = " ".join(text for other, text in texts.items() if other != page).lower()
     words = re.findall(r"\b[a-z]{7,12}\b", texts[page])
     return max((w for w in words if w[:6] not in others), key=lambda w: (words.count(w), w))
 
