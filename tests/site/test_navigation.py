@@ -57,15 +57,24 @@ def prose(site: Path) -> dict[str, str]:
     for entry in index["docs"]:
         page = entry["location"].partition("#")[0]
         texts[page] = f"{texts.get(page, '')} {entry['title']} {entry['text']}"
-    return {page: re.sub(r"<[^>]+>", " ", text) for page, text in texts.items()}
+    return texts
 
 
 def own_word(site: Path, page: str) -> str:
-    """A word that only this page has, whatever its ending; the search cuts NoFuture in two."""
+    """The first letters of a word that only this page has.
+
+    The search knows stems, `clip` for clipped, and looks for what begins as it is told; it cuts
+    NoFuture in two.
+    """
     texts = prose(site)
     others = " ".join(text for other, text in texts.items() if other != page).lower()
-    words = re.findall(r"\b[a-z]{7,12}\b", texts[page])
-    return max((w for w in words if w[:6] not in others), key=lambda w: (words.count(w), w))
+    prose_alone = re.sub(r"<(pre|code)\b.*?</\1>", " ", texts[page], flags=re.S)
+    for text in (prose_alone, texts[page]):
+        words = re.findall(r"\b[a-z]{7,12}\b", re.sub(r"<[^>]+>", " ", text))
+        own = [w for w in words if w[:6] not in others and not w.endswith(("ed", "ing", "s", "ly"))]
+        if own:
+            break
+    return max(own, key=lambda w: (words.count(w), w))[:6]
 
 
 @each_chapter
