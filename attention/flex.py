@@ -76,10 +76,22 @@ def flex(
         enable_gqa=query.shape[1] != key.shape[1],
         return_aux=AuxRequest(lse=return_lse),
     )
+    if not torch.compiler.is_compiling():  # it traces no hook
+        for x in (out, aux.lse):
+            if x is not None and x.requires_grad:
+                x.register_hook(_only_once)
     return out, aux.lse
 
 
 # --8<-- [end:flex]
+
+
+def _only_once(grad: Tensor) -> None:
+    """Raise where the gradient shall have a gradient: it would be dropped."""
+    if torch.is_grad_enabled():  # as create_graph=True has it
+        raise NotImplementedError(
+            "kernel='flex' cannot do second derivatives; reference can"
+        )
 
 
 def _block_mask(

@@ -80,9 +80,8 @@ def for_each_pair(
     )
     by_row = [0 if index.dim() == 2 else None for index in (q_idx, kv_idx)]
 
-    def of_a_pair(
-        *args: Tensor,
-    ) -> Tensor:  # vmap wants a name; modules have none
+    # vmap asks for a name, and a module that is a mod has none.
+    def of_a_pair(*args: Tensor) -> Tensor:
         return mod(*args)
 
     each: Callable[..., Tensor] = of_a_pair

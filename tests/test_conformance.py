@@ -262,6 +262,11 @@ def test_second_derivatives_are_right_or_raise(kernel):
         (first,) = torch.autograd.grad(out.square().sum(), given[0], create_graph=True)
         with pytest.raises(RuntimeError, match="not implemented"):
             first.sum().backward()
+    else:  # what a score_mod captures still has gradients, which must not be dropped in silence
+        bias = T5Bias(H).double()
+        out = attention(*given, kernel=kernel, score_mod=bias)
+        with pytest.raises(NotImplementedError, match="second derivatives"):
+            torch.autograd.grad(out.sum(), bias.table.weight, create_graph=True)
 
 
 # --- what a kernel refuses -----------------------------------------------------------------------
