@@ -9,7 +9,7 @@
 #                       brings gigabytes of CUDA
 #   ADDR, PORT          where `make serve` serves (default: 127.0.0.1:8000)
 #   SITE                where `make build` writes (default: site)
-#   JOBS                in how many processes `make test` runs its tests (2)
+#   JOBS                in how many processes `make test` runs pages and tests (2)
 #   UPGRADE=1           lets `make lock` take newer versions
 #
 # TORCH_INDEX and the others can be set in the environment too.
@@ -46,12 +46,12 @@ serve: $(READY) ## run the pages, then serve the book, rebuilding on change
 	$(PY) -m mkdocs serve --dev-addr $(ADDR):$(PORT)
 
 # The pages come first, for the site is built from what they left; then the tests,
-# in JOBS processes. What is said at the end is how they went.
+# both in JOBS processes. What is said at the end is how they went.
 test: $(READY) ## run everything that CI runs
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest -q README.md CONTRIBUTING.md docs attention
+	$(PY) -m pytest -q -n $(JOBS) --dist loadfile README.md CONTRIBUTING.md docs attention
 	$(PY) -m pytest -n $(JOBS) --dist loadfile tests
 
 update: page $(READY) ## rewrite the outputs of PAGE=docs/....md from its code

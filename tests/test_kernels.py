@@ -346,15 +346,6 @@ def test_forward_derivatives_are_given_by_the_reference_and_raise_elsewhere(kern
         torch.func.jvp(lambda q: attention(q, key, value, kernel=kernel), (query,), (ones,))
 
 
-def test_a_second_derivative_of_a_table_through_flex_raises():
-    query, key, value = tensors()
-    bias = T5Bias(H).double()
-    out = attention(query, key, value, score_mod=bias, **AT_0, kernel="flex")
-    (first,) = torch.autograd.grad(out.square().sum(), bias.table.weight, create_graph=True)
-    with pytest.raises(RuntimeError, match="not implemented"):
-        first.square().sum().backward()
-
-
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 @pytest.mark.parametrize("kernel", ["reference", "sdpa"])
 def test_vmap_over_rows_is_a_batch(kernel):
