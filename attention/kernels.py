@@ -26,6 +26,7 @@ CAPABILITIES = (
     "gradients on a CPU",
     "gradients of what a score_mod captures",
     "second derivatives",
+    "torch.compile in one graph",
 )
 
 
@@ -83,6 +84,14 @@ KERNELS = {
             "second derivatives": "FlexAttention has no derivative of its own",
         },
     ),
+    "tiled": Kernel(
+        "attention.tiled",
+        "tiled",
+        {
+            "second derivatives": "its backward pass has no derivative",
+            "torch.compile in one graph": "its plan is made as it runs",
+        },
+    ),
 }
 # --8<-- [end:KERNELS]
 
@@ -116,6 +125,12 @@ def find(
             able = [n for n, k in KERNELS.items() if not needed & {*k.cannot}]
             raise NotImplementedError(
                 f"kernel={name!r} cannot do {capability}: {why}; "
-                f"{' and '.join(able)} can"
+                f"{listed(able)} can"
             )
     return kernel.load()
+
+
+def listed(names: list[str]) -> str:
+    """Names in a sentence: a, b and c."""
+    *some, last = names
+    return f"{', '.join(some)} and {last}" if some else last

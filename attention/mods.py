@@ -26,6 +26,8 @@ ScoreMod: TypeAlias = Callable[
 ]
 Mask: TypeAlias = Bool[Tensor, "..."] | MaskMod | BlockMask
 Offset: TypeAlias = int | Integer[Tensor, "B"]
+# Rows b, (B,); heads h, (H,); places q_idx, (L,) or (B, L), and kv_idx.
+Where: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def as_tensor(
@@ -70,14 +72,28 @@ def for_each_pair(
 ) -> Tensor:
     """What a mod returns for each pair, (B, H, L, S): vmaps, as in Flex."""
     shape = (*query.shape[:-1], key.shape[-2])
-    dtype = scores[0].dtype if scores else torch.bool
     if 0 in shape:  # no pair, and vmap refuses to map over none
-        return scores[0] if scores else query.new_zeros(shape, dtype=dtype)
+        return scores[0] if scores else query.new_zeros(shape).bool()
     b, h = (torch.arange(n, device=query.device) for n in shape[:2])
     q_idx, kv_idx = (
         positions(offset, n, query.device)
         for offset, n in zip(offsets, shape[2:], strict=True)
     )
+    return over_pairs(mod, b, h, q_idx, kv_idx, *scores)
+
+
+def over_pairs(
+    mod: Callable[..., Tensor],
+    b: Tensor,
+    h: Tensor,
+    q_idx: Tensor,
+    kv_idx: Tensor,
+    *scores: Tensor,
+) -> Tensor:
+    """What a mod returns for rows b, heads h and places q_idx and kv_idx.
+
+    The places are (L,) and (S,) or, where rows differ, (B, L) and (B, S).
+    """
     by_row = [0 if index.dim() == 2 else None for index in (q_idx, kv_idx)]
 
     # vmap asks for a name, and a module that is a mod has none.
@@ -93,6 +109,8 @@ def for_each_pair(
     ):
         each = torch.vmap(each, in_dims=(*[0 for _ in scores], *dims))
     out = each(*scores, b, h, q_idx, kv_idx)
+    shape = (len(b), len(h), q_idx.shape[-1], kv_idx.shape[-1])
+    dtype = scores[0].dtype if scores else torch.bool
     if out.shape != shape or out.dtype != dtype:
         name = "score_mod" if scores else "mask"
         rule = f"return one {dtype} for each pair, together {shape}"
