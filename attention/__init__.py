@@ -38,7 +38,14 @@ from attention.rotary import (
     stretch_yarn,
 )
 from attention.self_attention import CausalSelfAttention, SelfAttention
-from attention.softmax import logsumexp, softmax, softmax_naive
+from attention.softmax import (
+    logsumexp,
+    merge,
+    online_softmax,
+    softmax,
+    softmax_naive,
+)
+from attention.split_keys import split_keys
 
 __all__ = [
     "AdditiveAttention",
@@ -60,6 +67,8 @@ __all__ = [
     "first_tokens",
     "heatmap",
     "logsumexp",
+    "merge",
+    "online_softmax",
     "padding",
     "pairing_permutation",
     "prefix_lm",
@@ -71,6 +80,7 @@ __all__ = [
     "softcap",
     "softmax",
     "softmax_naive",
+    "split_keys",
     "stretch_linear",
     "stretch_llama3",
     "stretch_ntk",

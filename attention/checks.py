@@ -63,6 +63,17 @@ def check_dim(x: Tensor, dim: int) -> None:
         )
 
 
+def check_parts(outs: object, lses: object) -> None:
+    """Raise unless outs (n, ..., Dv) and lses (n, ...) fit together."""
+    for name, x in (("outs", outs), ("lses", lses)):
+        check_floating(name, x)
+    if not isinstance(outs, Tensor) or not isinstance(lses, Tensor):
+        return
+    if lses.dim() == 0 or outs.shape[:-1] != lses.shape:
+        rule = "be (n, ..., Dv), where lses is (n, ...)"
+        raise wrong("outs", rule, shapes({"outs": outs, "lses": lses}))
+
+
 def check_tensors(**tensors: Tensor) -> None:
     """Raise unless query, key and, where given, value fit together."""
     for name, x in tensors.items():

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attention.checks import check_dim
+from attention.checks import check_dim, check_parts, check_sizes
 
 
 # --8<-- [start:softmax_naive]
@@ -148,6 +148,106 @@ def logsumexp(
 
 
 # --8<-- [end:logsumexp]
+
+
+# --8<-- [start:online_softmax]
+def online_softmax(
+    x: Float[Tensor, "*batch S"], block_size: int
+) -> Float[Tensor, "*batch S"]:
+    """Softmax over the last dimension that reads its scores block by block.
+
+    One pass finds the maximum and the denominator together: where a block
+    brings a larger score, the sum so far is scaled down to the new maximum.
+
+        m' = max(m, max_j x_j)
+        l' = exp(m - m') l + sum_j exp(x_j - m')
+
+    Args:
+        x: scores (..., S), floating-point. -inf gets weight 0.
+        block_size: scores in a block, at least 1.
+
+    Returns:
+        What `softmax` gives, whatever the block size.
+
+    Raises:
+        TypeError, ValueError: as `softmax`, or block_size is no integer or
+            below 1.
+
+    Source:
+        Milakov and Gimelshein, "Online normalizer calculation for softmax"
+        (2018), section 3, algorithm 3, with blocks for their single scores.
+
+    Example:
+        >>> import torch
+        >>> from attention import online_softmax
+        >>> online_softmax(torch.tensor([1.0, 2.0, 300.0]), block_size=2)
+        tensor([0., 0., 1.])
+    """
+    check_dim(x, -1)
+    check_sizes(block_size=block_size)
+    scores = widen(x)
+    largest = scores.new_full(
+        (*x.shape[:-1], 1), torch.finfo(scores.dtype).min
+    )
+    total = torch.zeros_like(largest)
+    for block in scores.split(block_size, dim=-1) if x.shape[-1] else ():
+        highest = torch.maximum(largest, block.detach().amax(-1, keepdim=True))
+        shrink = torch.exp(largest - highest)
+        total = shrink * total + torch.exp(block - highest).sum(-1, True)
+        largest = highest
+    exponentials = torch.exp(scores - largest)
+    return (exponentials / total.masked_fill(total == 0, 1)).to(x.dtype)
+
+
+# --8<-- [end:online_softmax]
+
+
+# --8<-- [start:merge]
+def merge(
+    outs: Float[Tensor, "n *batch Dv"], lses: Float[Tensor, "n *batch"]
+) -> tuple[Float[Tensor, "*batch Dv"], Float[Tensor, "*batch"]]:
+    """Attention over all keys, from attention over n parts of them.
+
+        share = softmax(lses), over the parts
+        out   = sum_i share_i outs_i
+        lse   = logsumexp(lses)
+
+    The order of the parts does not matter, nor in what groups they are merged.
+
+    Args:
+        outs: the outputs of the parts, (n, ..., Dv).
+        lses: the log-sum-exps of their scores, (n, ...). A part that saw no
+            key has -inf, and zeros for its output.
+
+    Returns:
+        The output (..., Dv) in the dtype of outs, and the log-sum-exp (...) in
+        that of lses. Both are differentiable. Where no part saw a key: zeros
+        and -inf.
+
+    Raises:
+        TypeError: outs or lses is no floating-point tensor.
+        ValueError: outs is not of the shape of lses with one more dimension.
+
+    Source:
+        Dao, "FlashAttention-2" (2023), section 3.1.1; Ye et al., "FlashInfer"
+        (2025), section 2.2, equations (1) and (2).
+
+    Example:
+        >>> import torch
+        >>> from attention import attention, merge
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> parts = [attention(x, k, k, return_lse=True) for k in x.split(1)]
+        >>> outs, lses = map(torch.stack, zip(*parts))
+        >>> torch.allclose(merge(outs, lses)[0], attention(x, x, x))
+        True
+    """
+    check_parts(outs, lses)
+    share = softmax(lses, dim=0)  # (n, ...)
+    out = (share[..., None] * widen(outs)).sum(0)
+    return out.to(outs.dtype), logsumexp(lses, dim=0)
+
+
+# --8<-- [end:merge]
 
 
 def _shift(x: Tensor, dim: int) -> Tensor:

@@ -58,6 +58,15 @@ for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
 attention(q[:0], k, v)
 attention(q, k[:0], v[:0])
 softmax(torch.zeros(3))
+for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+    online_softmax(q.to(dtype), block_size=2)
+    for lses in (torch.zeros(3, 2), torch.zeros(3, 2, dtype=dtype)):
+        assert merge(torch.zeros(3, 2, DV, dtype=dtype), lses)[1].shape == (2,)
+assert merge(torch.zeros(3, DV), torch.zeros(3))[0].shape == (DV,)
+assert split_keys(q, k, v, 2).shape == (L, DV)
+four = torch.randn(B, 6, L, D), torch.randn(B, 3, S, D), torch.randn(B, 3, S, DV)
+for how in ({}, dict(scale=2, kernel="tiled"), dict(mask=mask), dict(mask=causal, **offsets)):
+    assert split_keys(*four, n_parts=2, **how).shape == (B, 6, L, DV)
 
 D_MODEL, HEAD_DIM = 6, 5
 for dtype in (torch.bfloat16, torch.float64):
