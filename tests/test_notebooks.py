@@ -30,6 +30,114 @@ LEFT_OVER = re.compile(
 )
 # What somebody might well write, and what each check must not take for right.
 WRONG = {
+    ("online-softmax", 1): [
+        "def entropy_of(tiles):\n"
+        "    s = torch.cat(list(tiles))\n"
+        "    powers = torch.exp(s)\n"
+        "    return powers.sum().log() - powers @ s / powers.sum()",
+        "def entropy_of(tiles):\n"
+        "    found = [part(s, s[:, None]) for s in tiles]\n"
+        "    outs, lses = map(torch.stack, zip(*found))\n"
+        "    return torch.logsumexp(lses, 0) - outs.mean()",
+        "def entropy_of(tiles):\n"
+        "    largest = max(s.max() for s in tiles)\n"
+        "    zero = torch.zeros(()).double()\n"
+        "    total = sum((torch.exp(s - largest).sum() for s in tiles), zero)\n"
+        "    mean = sum(torch.exp(s - largest) @ s for s in tiles) / total\n"
+        "    return largest + total.log() - mean",
+        "def entropy_of(tiles):\n"
+        "    total = mean = torch.zeros(()).double()\n"
+        "    largest = torch.tensor(lowest)\n"
+        "    for s in tiles:\n"
+        "        new = torch.maximum(largest, s.max())\n"
+        "        powers = torch.exp(s - new)\n"
+        "        total = torch.exp(largest - new) * total + powers.sum()\n"
+        "        mean, largest = mean + powers @ s, new\n"
+        "    return largest + total.log() - mean / total",
+    ],
+    ("online-softmax", 2): [
+        "def exposes(f):\n    return True",
+        "def exposes(f):\n    return not close(f(S.flip(1), V.flip(0), 4)[0], whole)",
+        "def exposes(f):\n"
+        "    rising = torch.tensor([[0.0, 800.0]], dtype=torch.float64)\n"
+        "    values = torch.tensor([[1.0], [2.0]], dtype=torch.float64)\n"
+        "    return not close(f(rising, values, 1)[0], values[1:])",
+        "def exposes(f):\n"
+        "    s = S - torch.arange(23) * 10\n"
+        "    return not close(f(s, V, 4)[0], torch.softmax(s, dim=-1) @ V)",
+    ],
+    ("precision", 1): [
+        "def round_to(x, digits):\n    return torch.round(x * 2**digits) / 2**digits",
+        "def round_to(x, digits):\n    m, e = torch.frexp(x)\n"
+        "    return torch.floor(m * 2**digits) * 2.0 ** (e - digits).double()",
+        "def round_to(x, digits):\n    m, e = torch.frexp(x)\n"
+        "    return torch.floor(m * 2**digits + 0.5) * 2.0 ** (e - digits).double()",
+        "def round_to(x, digits):\n    m, e = torch.frexp(x)\n"
+        "    return torch.round(m * 2 ** (digits - 1)) * 2.0 ** (e - digits + 1).double()",
+    ],
+    ("precision", 2): [
+        "def largest_score(dtype, tolerance):\n    return math.log1p(tolerance) / unit(dtype)",
+        "def largest_score(dtype, tolerance):\n    return math.log1p(tolerance) / (4 * unit(dtype))",
+        "def largest_score(dtype, tolerance):\n    return tolerance / (2 * unit(torch.bfloat16))",
+    ],
+    ("precision", 3): [
+        "def exposes(f):\n    return True",
+        "def exposes(f):\n    ones = torch.ones(8192, 8)\n"
+        "    return not torch.allclose(f(torch.zeros(1, 8), ones, ones), ones[:1], atol=0.01)",
+        "def exposes(f):\n    ones = torch.ones(1024, 8).bfloat16()\n"
+        "    out = f(torch.zeros(1, 8).bfloat16(), ones, ones)\n"
+        "    return not torch.allclose(out.float(), torch.ones(1, 8), atol=0.01)",
+    ],
+    ("split-keys", 1): [
+        "def tournament(outs, lses):\n    return *merge(outs, lses), len(lses) - 1",
+        "def tournament(outs, lses):\n    rounds = 0\n    while len(lses) > 1:\n"
+        "        half = len(lses) // 2\n"
+        "        outs, lses = merge(\n"
+        "            *(x[: 2 * half].unflatten(0, (2, half)) for x in (outs, lses))\n        )\n"
+        "        rounds += 1\n    return outs[0], lses[0], rounds",
+        "def tournament(outs, lses):\n"
+        "    return outs.mean(dim=0), torch.logsumexp(lses, dim=0), ceil(log2(len(lses)))",
+    ],
+    ("split-keys", 2): [
+        "def dealt(mod, n):\n    return mod",
+        "def dealt(mod, n):\n    def of_part(b, h, q_idx, kv_idx):\n"
+        "        return mod(b, h % n, q_idx, kv_idx * n + h // n)\n    return of_part",
+        "def dealt(mod, n):\n    return of_parts(mod, n, 24 // n)",
+        "def dealt(mod, n):\n    def of_part(b, h, q_idx, kv_idx):\n"
+        "        return mod(b, h, q_idx, kv_idx * n + h % n)\n    return of_part",
+    ],
+    ("split-keys", 3): [
+        "def exposes(f):\n    return True",
+        "def exposes(f):\n    return not torch.allclose(f(queries, keys, values, 3), right)",
+        "def exposes(f):\n    return f(queries, keys, values, 4).shape != right.shape",
+    ],
+    ("tiles", 1): [
+        "def masked(query, key, value, scale, n_q, n_k, mod):\n"
+        "    return forward(query, key, value, scale, n_q, n_k)[0]",
+        "def masked(query, key, value, scale, n_q, n_k, mod):\n"
+        "    return attention(query, key, value, mask=mod, scale=scale)",
+        "def masked(query, key, value, scale, n_q, n_k, mod):\n    outs = []\n"
+        "    for i in torch.arange(len(query)).split(n_q):\n"
+        "        j = [j for j in torch.arange(len(key)).split(n_k) if kind(mod, i, j)]\n"
+        "        j = torch.cat(j or [torch.arange(0)])\n"
+        "        scores = scale * query[i] @ key[j].T\n"
+        "        scores = scores.masked_fill(~mod(row, head, i[:, None], j), -torch.inf)\n"
+        "        outs.append(torch.softmax(scores, dim=1) @ value[j])\n"
+        "    return torch.cat(outs)",
+    ],
+    ("tiles", 2): [
+        "def absolute(r):\n    return Range(r.first.abs(), r.last.abs())",
+        "def absolute(r):\n    a, b = r.first.abs(), r.last.abs()\n"
+        "    return Range(torch.minimum(a, b), torch.maximum(a, b))",
+        "def absolute(r):\n    return Range(0 * r.first, torch.maximum(-r.first, r.last))",
+    ],
+    ("tiles", 3): [
+        "def exposes(f):\n    return True",
+        "def exposes(f):\n    grads = f(q, k, v, *results, grad, 0.7, 2, 8)\n"
+        "    return not all(map(close, grads, by_autograd(q, k, v, grad)))",
+        "def exposes(f):\n    grads = f(q, k, v, *results, grad, 0.7, 2, 2)\n"
+        "    return not close(grads[2], by_autograd(q, k, v, grad)[2])",
+    ],
     ("across", 1): [
         "def kernel_attention(query, key, value, width):\n"
         "    return attention(query, key, value, scale=1 / width**2)",
@@ -354,28 +462,34 @@ def test_a_notebook_has_all_the_code_of_its_page(chapter: Chapter) -> None:
             assert squeeze(snippet.fence.source) in sources
 
 
-def test_run_again_a_notebook_gives_what_it_shows(chapter: Chapter) -> None:
-    """Unsolved: each check names what the reader has not defined, and the rest goes on."""
-    again = execute(chapter.notebook)
-    for exercise, cell in zip(chapter.page.exercises, tagged(again, "check"), strict=True):
+def test_run_again_a_notebook_gives_what_it_shows_and_judges_the_solutions(
+    chapter: Chapter,
+) -> None:
+    """Unsolved, each check names what the reader has not defined, and the rest goes on.
+
+    The same run then goes through the solutions and the checks once more.
+    """
+    exercises = chapter.page.exercises
+    assert len(exercises) == len(tagged(chapter.notebook, "check")) >= 2
+    asked = copy.deepcopy(chapter.notebook)
+    for exercise, check in zip(exercises, tagged(chapter.notebook, "check"), strict=True):
+        source = "\n\n".join(snippet.fence.source for snippet in exercise.solution)
+        asked.cells += [nbformat.v4.new_code_cell(source), copy.deepcopy(check)]
+    again = execute(asked)
+    unsolved = again.cells[: len(chapter.notebook.cells)]
+    solved = again.cells[len(unsolved) + 1 :: 2]
+    for exercise, cell in zip(exercises, solved, strict=True):
+        shown = [o.get("text") or o["data"]["text/plain"] for o in cell.outputs]
+        assert squeeze("".join(shown)) == squeeze(exercise.check.expected)
+    again.cells = unsolved
+    for exercise, cell in zip(exercises, tagged(again, "check"), strict=True):
         (error,) = outputs(cell)
         missing = [f"name '{name}' is not defined" for name in exercise.names]
         assert error["ename"] == "NameError" and error["evalue"] in missing
         cell.outputs = []
-    for before, after in zip(chapter.notebook.cells, again.cells, strict=True):
+    for before, after in zip(chapter.notebook.cells, unsolved, strict=True):
         if before.cell_type == "code":
             assert outputs(before) == outputs(after), before.source
-
-
-def test_with_the_solutions_of_the_page_each_check_shows_what_it_should(chapter: Chapter) -> None:
-    exercises = chapter.page.exercises
-    assert len(exercises) == len(tagged(chapter.notebook, "check")) >= 2
-    solved = copy.deepcopy(chapter.notebook)
-    for exercise, cell in zip(exercises, tagged(solved, "exercise"), strict=True):
-        cell.source = "\n\n".join(snippet.fence.source for snippet in exercise.solution)
-    for exercise, cell in zip(exercises, tagged(execute(solved), "check"), strict=True):
-        shown = [o.get("text") or o["data"]["text/plain"] for o in cell.outputs]
-        assert squeeze("".join(shown)) == squeeze(exercise.check.expected)
 
 
 def test_a_check_takes_no_wrong_answer_for_right(chapter: Chapter) -> None:

@@ -53,6 +53,13 @@ def address(source: Path) -> str:
 
 ADDRESSES = [*map(address, [*SOURCES, *LABS]), "404.html"]
 
+# One page of each kind, for what the theme decides and a page's own words do not: the first, a
+# chapter, the longest page, tables, terms, signatures, a lab, a wrong address.
+KINDS = [
+    *("", "foundations/heads/", "pitfalls/", "conformance/", "glossary/", "reference/"),
+    *("labs/alignment/", "404.html"),
+]
+
 
 def python_blocks(source: Path) -> list[tuple[Snippet, str]]:
     """The Python blocks of a page in its order, each with the text that a reader sees."""
@@ -115,14 +122,17 @@ THIN = """() => {
     [...document.querySelectorAll(".katex-html")].slice(20).forEach(formula => formula.replaceChildren());
 }"""
 OPEN_ALL = "() => document.querySelectorAll('details').forEach(d => d.open = true)"
-AUDIT = """async only => (await axe.run({
-    runOnly: only, resultTypes: ["violations"],
+AUDIT = """async rules => (await axe.run({
+    ...rules, resultTypes: ["violations"],
 })).violations.flatMap(rule => rule.nodes.map(node =>
     `${rule.id}: ${node.target.join(" ")}: ${node.failureSummary.replace(/\\s+/g, " ")}`))"""
-# The scheme decides colours and nothing else; the rest need be asked once.
+# The scheme decides colours and nothing else, and the width does not decide them.
+COLOURS = ["color-contrast", "link-in-text-block"]
+ALL = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 RULES = {
-    LIGHT: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"],
-    DARK: ["color-contrast", "link-in-text-block"],
+    ("desktop", LIGHT): {"runOnly": ALL},
+    ("desktop", DARK): {"runOnly": COLOURS},
+    ("phone", LIGHT): {"runOnly": ALL, "rules": {rule: {"enabled": False} for rule in COLOURS}},
 }
 
 
@@ -144,7 +154,7 @@ class Visit:
 
 
 def visit(browser: Browser, url: str) -> dict[str, Visit]:
-    """Load a page cold, read it to its end, then look at it closely in both schemes.
+    """Load a page cold, read it to its end, then look at it closely, by RULES in both schemes.
 
     On a phone and on a desktop at once, for what takes long runs in the browser.
     """
@@ -160,14 +170,16 @@ def visit(browser: Browser, url: str) -> dict[str, Visit]:
             open_pages[name] = context.new_page()
         visits = {name: _load(page, url) for name, page in open_pages.items()}
         for scheme in (LIGHT, DARK):
-            for page in open_pages.values():
+            audited = {n: p for n, p in open_pages.items() if (n, scheme) in RULES}
+            for name, page in audited.items():
                 if scheme == DARK:
                     page.locator(TOGGLE).click()
                 page.locator(f"body[{SCHEME}={scheme}]").wait_for()
                 page.evaluate(SCROLL)  # what is far from the screen is styled when it is seen
                 page.evaluate(SETTLED)
-                page.evaluate(f"only => {{ window.audit = ({AUDIT})(only) }}", RULES[scheme])
-            for name, page in open_pages.items():
+                rules = RULES[name, scheme]
+                page.evaluate(f"rules => {{ window.audit = ({AUDIT})(rules) }}", rules)
+            for name, page in audited.items():
                 visits[name].audits[scheme] = page.evaluate("audit")
         for name, page in open_pages.items():
             visits[name].violations = page.evaluate("watched.violations")

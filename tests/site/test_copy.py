@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bs4 import BeautifulSoup
@@ -69,26 +70,25 @@ def as_run(source: Path) -> list[str | None]:
     ]
 
 
+def some(blocks: list[Any]) -> list[int]:
+    """The first, the last and three between; what each button would copy the gate has read."""
+    n = len(blocks)
+    return sorted({i * (n - 1) // 4 for i in range(5)}) if n else []
+
+
 @each_page
-def test_the_first_button_copies_the_block_as_it_is_shown(
+def test_the_buttons_copy_the_block_as_it_is_shown_and_what_the_tests_ran(
     tab: Page, url: str, source: Path
 ) -> None:
     tab.goto(url + address(source))
     open_solutions(tab)
     tab.evaluate(TAKE)
-    buttons = [block.locator(COPY) for block in tab.locator(PYTHON).all()]
-    assert [copied(tab, button) for button in buttons] == as_shown(source)
-
-
-@each_page
-def test_the_second_button_copies_what_the_tests_ran(tab: Page, url: str, source: Path) -> None:
-    tab.goto(url + address(source))
-    open_solutions(tab)
-    tab.evaluate(TAKE)
     blocks, wanted = tab.locator(PYTHON).all(), as_run(source)
-    assert len(blocks) == len(wanted)
-    for block, want, (snippet, _) in zip(blocks, wanted, python_blocks(source), strict=True):
-        button = block.locator(RUNNABLE)
+    shown, snippets = as_shown(source), python_blocks(source)
+    assert len(blocks) == len(wanted) == len(shown)
+    for i in some(blocks):
+        assert copied(tab, blocks[i].locator(COPY)) == shown[i]
+        want, snippet, button = wanted[i], snippets[i][0], blocks[i].locator(RUNNABLE)
         if want is None:
             assert snippet.notest and snippet.notest in (button.text_content() or "")
         else:

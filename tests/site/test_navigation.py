@@ -13,6 +13,7 @@ from reader import (
     CHAPTERS,
     COPY,
     FORMULA,
+    KINDS,
     MARK,
     PYTHON,
     RESULT,
@@ -33,7 +34,7 @@ LAB = "labs/first-notebook/"
 each_chapter = pytest.mark.parametrize(
     "source", CHAPTERS, ids=lambda path: str(path.relative_to(ROOT))
 )
-each_page = pytest.mark.parametrize("page", ADDRESSES, ids=lambda page: page or "index")
+each_kind = pytest.mark.parametrize("page", KINDS, ids=lambda page: page or "index")
 
 
 @pytest.fixture
@@ -193,7 +194,7 @@ FOCUS = """() => {
 }"""
 
 
-@each_page
+@each_kind
 def test_all_of_a_page_can_be_reached_by_keyboard(tab: Page, url: str, page: str) -> None:
     tab.goto(url + page)
     most = tab.locator("a, button, input, summary, [tabindex]").count() + 10
@@ -252,7 +253,7 @@ def test_a_wrong_address_leads_back_into_the_book(tab: Page, url: str, wrong: st
 # --- less than a browser can do ---------------------------------------------
 
 
-@each_page
+@each_kind
 def test_without_script_all_of_a_page_is_there(browser: Browser, url: str, page: str) -> None:
     size = {"width": WIDTHS["desktop"], "height": 780}
     with browser.new_context(java_script_enabled=False, viewport=size) as context:  # type: ignore[arg-type]
@@ -272,7 +273,7 @@ def test_without_script_all_of_a_page_is_there(browser: Browser, url: str, page:
         assert tab.locator(ARTICLE).inner_text().strip()
 
 
-@each_page
+@each_kind
 def test_nothing_moves_by_itself_for_who_wants_it_still(
     browser: Browser, url: str, page: str
 ) -> None:
