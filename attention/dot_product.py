@@ -18,7 +18,8 @@ torch.nn.attention.flex_attention.
 """
 
 import math
-from typing import Literal, overload
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, overload
 
 import torch
 from jaxtyping import Float
@@ -63,7 +64,7 @@ def attention_scores(
     """
     check_tensors(query=query, key=key)
     scale = check_scale(scale, query.shape[-1])
-    with torch.autocast(query.device.type, enabled=False):
+    with in_full(query.device.type):
         scores, _ = _final_scores(_lift(query), _lift(key), scale)
     return scores.reshape(*query.shape[:-1], key.shape[-2])
 
@@ -101,7 +102,7 @@ def attention_weights(
     how = check_how(
         query, key, mask, score_mod, query_offset, key_offset, scale
     )
-    with torch.autocast(query.device.type, enabled=False):
+    with in_full(query.device.type):
         scores, _ = _final_scores(_lift(query), _lift(key), **how)
         weights = softmax(scores)
     return weights.reshape(*query.shape[:-1], key.shape[-2])
@@ -183,7 +184,7 @@ def attention(
         kernel: how to compute it. "reference" writes the formula out; "sdpa"
             is F.scaled_dot_product_attention, which takes no score_mod and
             gives no log-sum-exp; "flex" is FlexAttention, without gradients on
-            a CPU.
+            a CPU; "tiled" never holds more scores than a tile has.
         return_lse: return the log-sum-exp of each query's scores as well.
 
     Returns:
@@ -228,7 +229,7 @@ def attention(
     )
     run = find(kernel, (query, key, value), score_mod, return_lse)
     # Autocast would round to 16 bits what is promised in float32.
-    with torch.autocast(query.device.type, enabled=False):
+    with in_full(query.device.type):
         tensors = [_lift(x) for x in (query, key, value)]
         out, lse = run(*tensors, **how, return_lse=return_lse)
     out = out.reshape(*query.shape[:-1], value.shape[-1])
@@ -292,10 +293,19 @@ def _final_scores(
     return scores, hidden  # (B, H, L, S)
 
 
+def in_full(device: str) -> AbstractContextManager[Any]:
+    """A context in which autocast, where it is on, is off."""
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
+
+
 def _lift(x: Tensor) -> Tensor:
     return x if x.dim() == 4 else x[None, None]  # (B, H, L, D)
 
 
 def share_heads(x: Tensor, n_heads: int) -> Tensor:
     """Give query head h its key-value head, h // (H / H_kv)."""
+    if x.shape[1] == n_heads:  # a cache need not be copied
+        return x
     return x.repeat_interleave(n_heads // x.shape[1], dim=1)

@@ -48,10 +48,11 @@ def sdpa(
         query = query.masked_fill(blind(mask), 0)
         key, value = key.masked_fill(hidden, 0), value.masked_fill(hidden, 0)
     # The fused path wants D = Dv; zeros change neither scores nor output.
-    size = max(query.shape[-1], Dv)
-    query, key, value = (
-        pad(x, (0, size - x.shape[-1])) for x in (query, key, value)
-    )
+    if query.shape[-1] != Dv:
+        size = max(query.shape[-1], Dv)
+        query, key, value = (
+            pad(x, (0, size - x.shape[-1])) for x in (query, key, value)
+        )
     out = scaled_dot_product_attention(
         query,
         key,
@@ -62,7 +63,7 @@ def sdpa(
         # Where it is traced it wants a bool, which bool() does not give.
         enable_gqa=True if query.shape[1] != key.shape[1] else False,  # noqa: SIM210
     )
-    return out[..., :Dv], None
+    return out if out.shape[-1] == Dv else out[..., :Dv], None
 
 
 # --8<-- [end:sdpa]
