@@ -65,8 +65,10 @@ build: $(READY) ## run the pages, build the site into site/, hold it against the
 	$(PY) -m mkdocs build --strict --site-dir $(SITE)
 	$(PY) -m snippets.gate $(SITE)
 
-bench: $(READY) ## measure again what pages show of the running task
+bench: $(READY) ## measure again what pages show of the running task and the kernels
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(PY) -m benchmarks.recall
+	$(PY) -m benchmarks.kernels
 
 # Not $(READY): the pins may be what keeps the set-up from finishing. The header
 # of constraints.txt, up to its first empty line, stays.

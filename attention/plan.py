@@ -189,7 +189,8 @@ def plan(
 def _rows(units: Tensor, n: int, fill: bool) -> Tensor:
     """(units of queries, units of keys) as (strips, n, units of keys)."""
     rest = (0, 0, 0, -len(units) % n)
-    return pad(units, rest, value=fill).unflatten(0, (-1, n))
+    rows: Tensor = pad(units, rest, value=fill).unflatten(0, (-1, n))
+    return rows
 
 
 def _join(
@@ -234,7 +235,8 @@ def verdicts(mask: Mask, where: Where) -> tuple[Tensor, Tensor, bool]:
     mod = mask_mod(mask)
     q, k = _units(q_idx, -1), _units(kv_idx, -2)
     try:
-        verdict = _verdict(mod(ANY, ANY, q, k))
+        places: Any = (q, k)  # where a mod expects tensors
+        verdict = _verdict(mod(ANY, ANY, *places))
         size = torch.broadcast_shapes(q.first.shape, k.first.shape)
         some, every = (x.expand(size) for x in verdict)
         alike = True
@@ -302,8 +304,8 @@ def _for_each(
     size = (q.first.shape[-2], k.first.shape[-1])
 
     def ask(b: Tensor, h: Tensor, *ends: Tensor) -> tuple[Tensor, Tensor]:
-        q, k = Range(*ends[:2]), Range(*ends[2:])
-        some, every = _verdict(mod(b, h, q, k))  # type: ignore[arg-type]
+        places: Any = (Range(*ends[:2]), Range(*ends[2:]))
+        some, every = _verdict(mod(b, h, *places))
         return some.expand(size), every.expand(size)
 
     by_row = [0 if x.dim() == 3 else None for x in ends]

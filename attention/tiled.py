@@ -43,7 +43,6 @@ QUERIES, KEYS, PAIRS = 256, 512, 2**19  # of a tile at most, as measured
 
 
 # --8<-- [start:tiled]
-@torch.compiler.disable(reason="its plan is made of what the masks say")
 def tiled(
     query: Tensor,
     key: Tensor,
@@ -64,11 +63,14 @@ def tiled(
     at = (mask, query_offset, key_offset)
     learns = _captured(query, key, score_mod, *at)
     how = How(score_mod, scale)
-    out, lse = _Tiled.apply(how, query, key, value, *at, *learns)
+    apply: Any = _Tiled.apply
+    out, lse = apply(how, query, key, value, *at, *learns)
     return out, lse if return_lse else None
 
 
 # --8<-- [end:tiled]
+
+tiled = torch.compiler.disable(tiled, reason="its plan is made as it runs")
 
 
 def _captured(
@@ -297,14 +299,12 @@ def _backward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Mask | None,
-    query_offset: Offset,
-    key_offset: Offset,
+    at: list[Any],
     out: Tensor,
     lse: Tensor,
     grad_out: Tensor,
     grad_lse: Tensor,
-    learns: tuple[Tensor, ...],
+    *learns: Tensor,
 ) -> list[Tensor]:
     """The gradients of query, key, value and what score_mod captures."""
     leaves = [query, key, value, *learns]
@@ -312,7 +312,6 @@ def _backward(
     grads = [y.new_zeros(x.shape) for x, y in zip(leaves, wide, strict=True)]
     grad_query, *of_keys = grads[:3]
     lse, grad_lse = lse[..., None], grad_lse[..., None]
-    at = (mask, query_offset, key_offset)
     scratch, more = Scratch(query), Scratch(query)
     for part in _parts(how, query, *at, key, value, *of_keys):
         q = part.share(widen(part.queries(query)) * (how.scale * how.unit))
@@ -390,7 +389,8 @@ class _Tiled(torch.autograd.Function):
         """The gradients, which have no gradients of their own."""
         query, key, value, out, lse, *learns = ctx.saved_tensors
         args = (query, key, value, *ctx.at, out, lse, *grads, *learns)
-        found = _Gradients.apply(ctx.how, *args)
+        apply: Any = _Gradients.apply
+        found = apply(ctx.how, *args)
         return None, *found[:3], None, None, None, *found[3:]
 
     @staticmethod
@@ -405,7 +405,8 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def forward(how: How, *args: Any) -> tuple[Tensor, ...]:
         """Of what `_backward` takes."""
-        return tuple(_backward(how, *args[:10], learns=args[10:]))
+        query, key, value, *rest = args
+        return tuple(_backward(how, query, key, value, rest[:3], *rest[3:]))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
