@@ -87,11 +87,12 @@ def _captured(
     starts = (positions(x, 1, query.device).flatten()[0] for x in offsets)
     pair = (first, first, *starts)
     mod = mask.mask_mod if isinstance(mask, BlockMask) else mask
-    if callable(mod) and torch._C._are_functorch_transforms_active():
+    learns, transformed = [], torch._C._are_functorch_transforms_active()
+    if callable(mod) and transformed:
         captured(mod, *pair)
-    if score_mod is None or not torch.is_grad_enabled():
-        return []
-    return captured(score_mod, widen(query.new_zeros(())), *pair)
+    if score_mod is not None and (transformed or torch.is_grad_enabled()):
+        learns = captured(score_mod, widen(query.new_zeros(())), *pair)
+    return learns if torch.is_grad_enabled() else []
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,9 @@ def _parts(
         for strip in strips:
             widest = max((t.last - t.first for t in strip.tiles), default=1)
             widest *= group * len(b) * (strip.last - strip.first)
-            n = max(1, min(PAIRS // widest, H_kv))  # heads of keys in a part
+            # Heads of keys in a part: all, where it has more than one row, so
+            # that what flatten gives of the gradients is a view of them.
+            n = max(1, min(PAIRS // widest, H_kv))
             kv_heads = [slice(i, i + n) for i in range(0, H_kv, n)]
             if n not in keys:
                 some = ([x[rows, i] for x in of_keys] for i in kv_heads)

@@ -342,8 +342,9 @@ def test_what_a_mod_captures_is_not_mapped_over_in_silence(n):
 
     with pytest.raises(NotImplementedError, match=says):
         torch.vmap(masked)(*given, lengths)
-    with pytest.raises(NotImplementedError, match=says):
-        torch.vmap(scored)(*given, table)
+    for mode in (torch.enable_grad, torch.no_grad):
+        with mode(), pytest.raises(NotImplementedError, match=says):
+            torch.vmap(scored)(*given, table)
     one = [x[0] for x in given]
     with pytest.raises(NotImplementedError, match=says):
         torch.func.grad(lambda x: scored(*one, x).sum())(table[0])

@@ -126,7 +126,8 @@ AUDIT = """async rules => (await axe.run({
     ...rules, resultTypes: ["violations"],
 })).violations.flatMap(rule => rule.nodes.map(node =>
     `${rule.id}: ${node.target.join(" ")}: ${node.failureSummary.replace(/\\s+/g, " ")}`))"""
-# The scheme decides colours and nothing else, and the width does not decide them.
+# The scheme decides colours and nothing else, and the width does not decide them. Each page is
+# audited as a desktop shows it; a phone and the dark colours on one page of each kind.
 COLOURS = ["color-contrast", "link-in-text-block"]
 ALL = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 RULES = {
@@ -153,8 +154,11 @@ class Visit:
             self.heard.append(f"{kind}: {text} ({place.get('url')})")
 
 
-def visit(browser: Browser, url: str) -> dict[str, Visit]:
-    """Load a page cold, read it to its end, then look at it closely, by RULES in both schemes.
+EVERYWHERE = ("desktop", LIGHT)
+
+
+def visit(browser: Browser, url: str, *, closely: bool = True) -> dict[str, Visit]:
+    """Load a page cold, read it to its end, then look at it, closely by all RULES.
 
     On a phone and on a desktop at once, for what takes long runs in the browser.
     """
@@ -170,7 +174,8 @@ def visit(browser: Browser, url: str) -> dict[str, Visit]:
             open_pages[name] = context.new_page()
         visits = {name: _load(page, url) for name, page in open_pages.items()}
         for scheme in (LIGHT, DARK):
-            audited = {n: p for n, p in open_pages.items() if (n, scheme) in RULES}
+            wanted = set(RULES) if closely else {EVERYWHERE}
+            audited = {n: p for n, p in open_pages.items() if (n, scheme) in wanted}
             for name, page in audited.items():
                 if scheme == DARK:
                     page.locator(TOGGLE).click()

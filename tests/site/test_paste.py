@@ -1,5 +1,6 @@
 """What the second button copies runs as pasted, and prints what the page shows."""
 
+import functools
 import re
 import subprocess
 import sys
@@ -21,6 +22,7 @@ each_page = pytest.mark.parametrize(
 )
 
 
+@functools.cache
 def pasted(site: Path, source: Path) -> list[str | None]:
     """The text behind each block's second button, None where it has none."""
     page = gate.soup_of(gate.html_path(site, source.relative_to(ROOT).as_posix()))
