@@ -265,8 +265,8 @@ def _meet(
 # --8<-- [end:meet]
 
 
-# --8<-- [start:forward]
-def _forward(
+# --8<-- [start:tiled_forward]
+def tiled_forward(
     how: How, query: Tensor, key: Tensor, value: Tensor, *at: Any
 ) -> tuple[Tensor, Tensor]:
     """The output (B, H, L, Dv) and the log-sum-exp (B, H, L)."""
@@ -293,11 +293,11 @@ def _forward(
     return out, lse[..., 0]
 
 
-# --8<-- [end:forward]
+# --8<-- [end:tiled_forward]
 
 
-# --8<-- [start:backward]
-def _backward(
+# --8<-- [start:tiled_backward]
+def tiled_backward(
     how: How,
     query: Tensor,
     key: Tensor,
@@ -345,7 +345,7 @@ def _backward(
     return [x.to(y.dtype) for x, y in zip(grads, leaves, strict=True)]
 
 
-# --8<-- [end:backward]
+# --8<-- [end:tiled_backward]
 
 
 def _through(
@@ -378,7 +378,7 @@ class _Tiled(torch.autograd.Function):
     @staticmethod
     def forward(how: How, *args: Any) -> tuple[Tensor, Tensor]:
         """Of query, key, value, mask, the offsets, and what is learned."""
-        return _forward(how, *args[:6])
+        return tiled_forward(how, *args[:6])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -407,9 +407,11 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def forward(how: How, *args: Any) -> tuple[Tensor, ...]:
-        """Of what `_backward` takes."""
+        """Of what `tiled_backward` takes."""
         query, key, value, *rest = args
-        return tuple(_backward(how, query, key, value, rest[:3], *rest[3:]))
+        return tuple(
+            tiled_backward(how, query, key, value, rest[:3], *rest[3:])
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -36,6 +36,9 @@ TAKE = """async () => {
 }"""
 
 
+NOTHING = "(nothing)"
+
+
 @pytest.fixture(scope="module")
 def tab(browser: Browser) -> Iterator[Page]:
     """A tab that may use the clipboard."""
@@ -53,7 +56,13 @@ def copied(tab: Page, button: Locator, *, key: str | None = None) -> str:
         tab.keyboard.press(key)
     else:
         button.click()
-    return str(tab.evaluate(TAKE)).rstrip("\n")
+    text = str(tab.evaluate(TAKE))
+    for _ in range(20):  # on a busy machine the clipboard comes a little later
+        if text != NOTHING:
+            break
+        tab.wait_for_timeout(50)
+        text = str(tab.evaluate(TAKE))
+    return text.rstrip("\n")
 
 
 def as_shown(source: Path) -> list[str]:
