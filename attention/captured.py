@@ -18,7 +18,7 @@ NAMED = "kernel='tiled' cannot {}; reference can"
 UNFOUND = "find what a score_mod captures and learns"
 
 
-# --8<-- [start:captured]
+# --8<-- [start:Reads]
 class Reads(TorchFunctionMode):
     """Collects the tensors that are read here and were not made here."""
 
@@ -43,6 +43,10 @@ class Reads(TorchFunctionMode):
         return out
 
 
+# --8<-- [end:Reads]
+
+
+# --8<-- [start:captured]
 def captured(mod: Callable[..., Tensor], *pair: Tensor) -> list[Tensor]:
     """The tensors that learn and that a mod reads, each once.
 
