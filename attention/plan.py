@@ -101,10 +101,18 @@ class Verdict:
         x = _verdict(other)
         return Verdict(self.some | x.some, self.every | x.every)
 
+    def __eq__(self, other: object) -> Verdict:  # type: ignore[override]
+        x = _verdict(other)
+        return (self & x) | (~self & ~x)
+
+    def __ne__(self, other: object) -> Verdict:  # type: ignore[override]
+        return ~(self == other)
+
     def __bool__(self) -> bool:
         raise TypeError("a verdict on many pairs is neither true nor false")
 
     __rand__, __ror__ = __and__, __or__
+    __hash__ = None  # type: ignore[assignment]
 
 
 # --8<-- [end:Verdict]

@@ -38,6 +38,8 @@ BY_RANGES = {
     "of rows and heads": lambda b, h, q, k: b + h > 1,
     "one diagonal": lambda b, h, q, k: q == k + 64,
     "no diagonal": lambda b, h, q, k: q != k,
+    "one side": lambda b, h, q, k: (q < 100) == (k < 100),
+    "other side": lambda b, h, q, k: (q < 100) != (k < 100),
     "nothing": lambda b, h, q, k: q < q - 1,
 }
 BY_PAIRS = {
