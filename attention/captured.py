@@ -36,10 +36,10 @@ class Reads(TorchFunctionMode):
     ) -> Any:
         """Run the function, and note what goes in and comes out."""
         out = func(*args, **(kwargs or {}))
-        for x in _tensors_in((args, kwargs)):
+        for x in tensors_in((args, kwargs)):
             if id(x) not in self.known:
                 self.found[id(x)] = x
-        self.known |= {id(x): x for x in _tensors_in(out)}
+        self.known |= {id(x): x for x in tensors_in(out)}
         return out
 
 
@@ -72,12 +72,12 @@ def captured(mod: Callable[..., Tensor], *pair: Tensor) -> list[Tensor]:
 # --8<-- [end:captured]
 
 
-def _tensors_in(x: Any) -> Iterator[Tensor]:
+def tensors_in(x: Any) -> Iterator[Tensor]:
     """The tensors in nested tuples, lists and dicts."""
     if isinstance(x, Tensor):
         yield x
     elif isinstance(x, (tuple, list)):
         for item in x:
-            yield from _tensors_in(item)
+            yield from tensors_in(item)
     elif isinstance(x, dict):
-        yield from _tensors_in([*x.values()])
+        yield from tensors_in([*x.values()])

@@ -78,26 +78,29 @@ def check_tensors(**tensors: Tensor) -> None:
     """Raise unless query, key and, where given, value fit together."""
     for name, x in tensors.items():
         check_floating(name, x)
-    query, key, *_ = tensors.values()
+    query, key, *rest = tensors.values()
     names = ", ".join(tensors)
-    if {x.dim() for x in tensors.values()} not in ({2}, {4}):
-        raise wrong(
-            names, "all be (L, D) or all (B, H, L, D)", shapes(tensors)
-        )
-    for what in ("dtype", "device"):
-        came = [getattr(x, what) for x in tensors.values()]
-        if len(set(came)) > 1:
+    of_query, of_key, *of_rest = [x.shape for x in tensors.values()]
+    if len(of_query) not in (2, 4) or any(
+        len(shape) != len(of_query) for shape in (of_key, *of_rest)
+    ):
+        rule = "all be (L, D) or all (B, H, L, D)"
+        raise wrong(names, rule, shapes(tensors))
+    for x in (key, *rest):
+        if x.dtype != query.dtype or x.device != query.device:
+            what = "dtype" if x.dtype != query.dtype else "device"
+            came = [getattr(x, what) for x in tensors.values()]
             raise wrong(names, f"share one {what}", came)
-    if query.shape[-1] != key.shape[-1] or query.shape[-1] == 0:
+    if of_query[-1] != of_key[-1] or of_query[-1] == 0:
         rule = "have the same head size D, at least 1"
         raise wrong("query and key", rule, shapes(tensors))
-    if "value" in tensors and tensors["value"].shape[:-1] != key.shape[:-1]:
+    if of_rest and of_rest[0][:-1] != of_key[:-1]:
         rule = "have one row for each row of key"
         raise wrong("value", rule, shapes(tensors))
-    if query.dim() == 2:
+    if len(of_query) == 2:
         return
-    H, H_kv = query.shape[1], key.shape[1]
-    if query.shape[0] != key.shape[0]:
+    H, H_kv = of_query[1], of_key[1]
+    if of_query[0] != of_key[0]:
         rule = "have the same batch size B"
         raise wrong("query and key", rule, shapes(tensors))
     if H_kv == 0 or H % H_kv:

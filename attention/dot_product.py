@@ -232,8 +232,9 @@ def attention(
     with in_full(query.device.type):
         tensors = [_lift(x) for x in (query, key, value)]
         out, lse = run(*tensors, **how, return_lse=return_lse)
-    out = out.reshape(*query.shape[:-1], value.shape[-1])
-    return (out, lse.reshape(query.shape[:-1])) if return_lse else out
+    if query.dim() == 2:
+        out, lse = out[0, 0], lse[0, 0] if return_lse else None
+    return (out, lse) if return_lse else out
 
 
 def reference(

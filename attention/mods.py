@@ -89,11 +89,19 @@ def over_pairs(
     q_idx: Tensor,
     kv_idx: Tensor,
     *scores: Tensor,
+    at_once: bool = False,
 ) -> Tensor:
     """What a mod returns for rows b, heads h and places q_idx and kv_idx.
 
-    The places are (L,) and (S,) or, where rows differ, (B, L) and (B, S).
+    The places are (L,) and (S,) or, where rows differ, (B, L) and (B, S). A
+    mod that may be asked `at_once` gets tensors that broadcast to all pairs.
     """
+    shape = (len(b), len(h), q_idx.shape[-1], kv_idx.shape[-1])
+    if at_once:
+        b, h = b.view(-1, 1, 1, 1), h.view(1, -1, 1, 1)
+        q_idx, kv_idx = (x.view(-1, 1, x.shape[-1]) for x in (q_idx, kv_idx))
+        out = mod(*scores, b, h, q_idx[..., None], kv_idx[:, :, None])
+        return _checked(out.expand(shape), shape, *scores)
     by_row = [0 if index.dim() == 2 else None for index in (q_idx, kv_idx)]
 
     # vmap asks for a name, and a module that is a mod has none.
@@ -109,7 +117,10 @@ def over_pairs(
     ):
         each = torch.vmap(each, in_dims=(*[0 for _ in scores], *dims))
     out = each(*scores, b, h, q_idx, kv_idx)
-    shape = (len(b), len(h), q_idx.shape[-1], kv_idx.shape[-1])
+    return _checked(out, shape, *scores)
+
+
+def _checked(out: Tensor, shape: tuple[int, ...], *scores: Tensor) -> Tensor:
     dtype = scores[0].dtype if scores else torch.bool
     if out.shape != shape or out.dtype != dtype:
         name = "score_mod" if scores else "mask"

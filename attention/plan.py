@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import pad
 
+from attention.at_once import at_once
 from attention.mods import Mask, MaskMod, Where, over_pairs
 
 UNIT = 64  # queries and keys of the smallest tile
@@ -153,10 +154,10 @@ class Strip(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The strips, and whether the mask is the same for all rows and heads."""
+    """The strips, and whether to ask the mask about all pairs at once."""
 
     strips: list[Strip]
-    alike: bool
+    at_once: bool
 
 
 # --8<-- [start:plan]
@@ -179,16 +180,15 @@ def plan(
         starts = range(0, L, max_queries)
         strips = [Strip(i, min(i + max_queries, L), tiles) for i in starts]
         return Plan(strips, True)
-    some, every, alike = verdicts(mask, where)
+    some, every, at_once = verdicts(mask, where)
 
     def work(n: int) -> int:
         """Units to compute; one of keys costs half of one of queries more."""
         return (2 * n + 1) * int(_rows(some, n, False).any(1).sum())
 
     widths = [n for n in (4, 2, 1) if n * UNIT <= max_queries]
-    return Plan(
-        _join(some, every, min(widths, key=work), max_keys, L, S), alike
-    )
+    strips = _join(some, every, min(widths, key=work), max_keys, L, S)
+    return Plan(strips, at_once)
 
 
 # --8<-- [end:plan]
@@ -235,7 +235,7 @@ def verdicts(mask: Mask, where: Where) -> tuple[Tensor, Tensor, bool]:
 
     Returns:
         Both answers, (units of queries, units of keys), for all rows and heads
-        together; and whether rows and heads did not matter to the mod.
+        together; and whether the mod may be asked about all pairs at once.
     """
     if isinstance(mask, Tensor):
         return *_of_pairs(mask), False
@@ -247,21 +247,24 @@ def verdicts(mask: Mask, where: Where) -> tuple[Tensor, Tensor, bool]:
         verdict = _verdict(mod(ANY, ANY, *places))
         size = torch.broadcast_shapes(q.first.shape, k.first.shape)
         some, every = (x.expand(size) for x in verdict)
-        alike = True
+        by_number = True  # a range has no more
     except Exception:  # a mod may do with a row or a place whatever it likes
-        alike = False
+        first = (x.flatten()[0] for x in where)
+        by_number = at_once(mod, *first)
         try:
             some, every = _for_each(mod, b, h, q, k)
         except Exception:
             parts = q_idx.split(UNIT, dim=-1)
-            found = [
-                _of_pairs(over_pairs(mod, b, h, x, kv_idx)) for x in parts
-            ]
+            masks = (
+                over_pairs(mod, b, h, x, kv_idx, at_once=by_number)
+                for x in parts
+            )
+            found = [_of_pairs(x) for x in masks]
             some, every = (torch.cat(x) for x in zip(*found, strict=True))
     return (
         some.flatten(0, -3).any(0) if some.dim() > 2 else some,
         every.flatten(0, -3).all(0) if every.dim() > 2 else every,
-        alike,
+        by_number,
     )
 
 
@@ -368,7 +371,7 @@ class Hidden(NamedTuple):
 def hidden(
     mask: Mask | None,
     where: Where,
-    alike: bool,
+    at_once: bool,
     strip: Strip,
     tile: Tile,
     n_kv_heads: int,
@@ -382,13 +385,9 @@ def hidden(
     k = kv_idx[..., tile.first : tile.last]
     if isinstance(mask, Tensor):
         may = mask[:, :, strip.first : strip.last, tile.first : tile.last]
-    elif alike:  # it compares places, and so compares all at once
-        q, k = q[..., :, None], k[..., None, :]
-        may = mask_mod(mask)(ANY, ANY, q, k)
-        may = may.expand(torch.broadcast_shapes(q.shape, k.shape))
-        may = may[:, None] if may.dim() == 3 else may[None, None]
     else:
-        may = over_pairs(mask_mod(mask), b, h, q, k)
+        mod = mask_mod(mask)
+        may = over_pairs(mod, b, h, q, k, at_once=at_once)
     # Numbers, for comparing them is many times faster than filling by a mask.
     cap = once(may).to(dtype).sub_(0.5).mul_(torch.inf)
     seen = cap.amax(-2)[..., None]  # (B, H, w, 1)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
+from attention.at_once import at_once
 from attention.captured import NAMED, UNFOUND, captured
 from attention.mods import (
     Mask,
@@ -61,8 +62,7 @@ def tiled(
     captures get their gradients too.
     """
     at = (mask, query_offset, key_offset)
-    learns = _captured(query, key, score_mod, *at)
-    how = How(score_mod, scale)
+    how, learns = _how(query, key, score_mod, scale, *at)
     apply: Any = _Tiled.apply
     out, lse = apply(how, query, key, value, *at, *learns)
     return out, lse if return_lse else None
@@ -73,40 +73,55 @@ def tiled(
 tiled = torch.compiler.disable(tiled, reason="its plan is made as it runs")
 
 
-def _captured(
-    query: Tensor,
-    key: Tensor,
-    score_mod: ScoreMod | None,
-    mask: Mask | None,
-    *offsets: Offset,
-) -> list[Tensor]:
-    """What a score mod learns, asked of the first pair, if there is one."""
-    if 0 in (*query.shape[:3], key.shape[2]):
-        return []
-    first = torch.zeros((), dtype=torch.int64, device=query.device)
-    starts = (positions(x, 1, query.device).flatten()[0] for x in offsets)
-    pair = (first, first, *starts)
-    mod = mask.mask_mod if isinstance(mask, BlockMask) else mask
-    learns, transformed = [], torch._C._are_functorch_transforms_active()
-    if callable(mod) and transformed:
-        captured(mod, *pair)
-    if score_mod is not None and (transformed or torch.is_grad_enabled()):
-        learns = captured(score_mod, widen(query.new_zeros(())), *pair)
-    return learns if torch.is_grad_enabled() else []
-
-
 @dataclass(frozen=True)
 class How:
     """What to do with scores; and the plans, of rows from each first one."""
 
     score_mod: ScoreMod | None
     scale: float
+    at_once: bool = False  # the score_mod may be asked about all pairs
     plans: dict[int, Plan] = field(default_factory=dict)
 
     @property
     def unit(self) -> float:
         """Makes exponents of 2 of scores, which no score_mod must see."""
         return LOG2_E if self.score_mod is None else 1.0
+
+    def changed(self, where: Where, scores: Tensor) -> Tensor:
+        """The scores (rows, heads, n, w) after score_mod."""
+        assert self.score_mod is not None
+        return over_pairs(self.score_mod, *where, scores, at_once=self.at_once)
+
+
+def _how(
+    query: Tensor,
+    key: Tensor,
+    score_mod: ScoreMod | None,
+    scale: float,
+    mask: Mask | None,
+    *offsets: Offset,
+) -> tuple[How, list[Tensor]]:
+    """What to do with scores, and what a score mod learns.
+
+    The mods are asked about the first pair, if there is one.
+    """
+    how = How(score_mod, scale)
+    learns: list[Tensor] = []
+    if 0 in (*query.shape[:3], key.shape[2]):
+        return how, learns
+    first = torch.zeros((), dtype=torch.int64, device=query.device)
+    starts = (positions(x, 1, query.device).flatten()[0] for x in offsets)
+    pair = (first, first, *starts)
+    mod = mask.mask_mod if isinstance(mask, BlockMask) else mask
+    transformed = torch._C._are_functorch_transforms_active()
+    if callable(mod) and transformed:
+        captured(mod, *pair)
+    if score_mod is not None:
+        pair = (widen(query.new_zeros(())), *pair)
+        if transformed or torch.is_grad_enabled():
+            learns = captured(score_mod, *pair)
+        how = replace(how, at_once=at_once(score_mod, *pair))
+    return how, learns if torch.is_grad_enabled() else []
 
 
 class Part(NamedTuple):
@@ -182,7 +197,7 @@ def _parts(
         where = (b, h, q, kv)
         if row not in how.plans:
             how.plans[row] = plan(of_rows, where, QUERIES, KEYS)
-        strips, alike = how.plans[row]
+        strips, at_once = how.plans[row]
         keys: dict[int, list[list[Tensor]]] = {}
         for strip in strips:
             widest = max((t.last - t.first for t in strip.tiles), default=1)
@@ -195,7 +210,7 @@ def _parts(
                 some = ([x[rows, i] for x in of_keys] for i in kv_heads)
                 keys[n] = [[x.flatten(0, 1) for x in xs] for xs in some]
             unseen = [
-                hidden(of_rows, where, alike, strip, tile, H_kv, dtype)
+                hidden(of_rows, where, at_once, strip, tile, H_kv, dtype)
                 for tile in strip.tiles
             ]
             q_idx = q[..., strip.first : strip.last]
@@ -239,6 +254,7 @@ def _meet(
     part: Part, how: How, query: Tensor, scratch: Scratch
 ) -> Iterator[Met]:
     """Each tile in turn; query is (N, g n, D), scaled."""
+    more = Scratch(query)
     for tile, gone in zip(part.strip.tiles, part.hidden, strict=True):
         q = query
         k, v = (widen(x[:, tile.first : tile.last]) for x in part.of_keys[:2])
@@ -251,11 +267,12 @@ def _meet(
         scores = None
         if how.score_mod is not None:
             scores = part.split(exponents)
-            changed = over_pairs(how.score_mod, *part.at(tile), scores)
-            changed = changed * LOG2_E
+            changed = how.changed(part.at(tile), scores)
+            after = more.take(*scores.shape)
+            torch.mul(changed, LOG2_E, out=after)
             if gone:  # whatever the mod says of hidden pairs, NaN too
-                changed = torch.where(gone.cap < 0, gone.cap, changed)
-            exponents = part.share(changed)
+                after.masked_fill_(gone.cap < 0, -math.inf)
+            exponents = part.share(after)
         elif gone:
             capped = part.split(exponents)
             torch.minimum(capped, gone.cap, out=capped)
@@ -336,7 +353,7 @@ def tiled_backward(
             grad_scores.sub_(delta).mul_(weights)
             if met.scores is not None:
                 grad_scores = _through(
-                    how.score_mod, part, met, grad_scores, learns, grads[3:]
+                    how, part, met, grad_scores, learns, grads[3:]
                 )
             grad_q.baddbmm_(grad_scores, met.key)
             grad_k.baddbmm_(grad_scores.mT, met.query)
@@ -349,7 +366,7 @@ def tiled_backward(
 
 
 def _through(
-    score_mod: Any,
+    how: How,
     part: Part,
     met: Met,
     grad: Tensor,
@@ -360,7 +377,7 @@ def _through(
     assert met.scores is not None
     with torch.enable_grad():
         scores = met.scores.detach().requires_grad_()
-        after = over_pairs(score_mod, *part.at(met.tile), scores)
+        after = how.changed(part.at(met.tile), scores)
         found = torch.autograd.grad(
             after, [scores, *learns], part.split(grad), allow_unused=True
         )

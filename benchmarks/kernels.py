@@ -146,7 +146,7 @@ def times(
     begin = time.perf_counter()
     least = 3 if given[0].shape[-2] >= 4096 else 7
     while len(taken[name := next(iter(sides))]) < least or (
-        time.perf_counter() - begin < seconds and len(taken[name]) < 60
+        time.perf_counter() - begin < seconds and len(taken[name]) < 2000
     ):
         for name, side in sides.items():
             start = time.perf_counter()
@@ -216,10 +216,12 @@ def masks() -> list[dict[str, Any]]:
         ids = torch.arange(L) // DOCUMENT
         q, k = torch.arange(L)[:, None], torch.arange(L)
         bias = -alibi_table(L)
+        causal_bias = bias.masked_fill(q < k, -math.inf)
         tables: dict[str, tuple[Any, Any, Tensor]] = {
             "window": (sliding_window(WINDOW), None, (q >= k) & (q - k < WINDOW)),
             "documents": (document(ids), None, ids[:, None] == ids),
             "ALiBi": (None, alibi(H), bias),
+            "causal ALiBi": (causal, alibi(H), causal_bias),
         }
         for mask, (mod, score_mod, table) in tables.items():
             how = {"mask": mod, "score_mod": score_mod}

@@ -127,9 +127,9 @@ def test_ranges_answer_without_asking_pair_by_pair(name, monkeypatch):
 def test_what_ranges_cannot_answer_is_asked_pair_by_pair(name, monkeypatch):
     asked = []
 
-    def ask(*args):
+    def ask(*args, at_once):
         asked.append(args)
-        return over_pairs(*args)
+        return over_pairs(*args, at_once=at_once)
 
     monkeypatch.setattr("attention.plan.over_pairs", ask)
     verdicts(BY_PAIRS[name], where())
