@@ -316,7 +316,10 @@ def memory() -> list[dict[str, Any]]:
 
 
 def limits() -> list[dict[str, float]]:
-    """What this machine can do at best: a large product, and a large copy."""
+    """What this machine does at best, of what a kernel does: each alone, on large tensors.
+
+    The products of a kernel are narrow, (256, 64) with (64, 512), and its exponentials are many.
+    """
     rows = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
@@ -324,14 +327,19 @@ def limits() -> list[dict[str, float]]:
         c = torch.empty_like(a)
         source = torch.randn(64 * MIB)
         target = torch.empty_like(source)
+        narrow = torch.randn(H, 256, D), torch.randn(H, 512, D).mT
+        scores = torch.empty(H, 256, 512)
         alone: dict[str, Callable[..., object]] = {
             "matmul": functools.partial(torch.mm, a, b, out=c),
+            "narrow": functools.partial(torch.bmm, *narrow, out=scores),
             "copy": functools.partial(target.copy_, source),
+            "read": source.sum,
+            "exp2": functools.partial(torch.exp2, scores, out=torch.empty_like(scores)),
         }
         found = {}
         for name, run in alone.items():
             taken = []
-            for _ in range(12):
+            for _ in range(40):
                 start = time.perf_counter()
                 run()
                 taken.append(time.perf_counter() - start)
@@ -340,7 +348,10 @@ def limits() -> list[dict[str, float]]:
             {
                 "threads": threads,
                 "flops_a_second": 2 * 2048**3 / found["matmul"],
+                "flops_a_second_narrow": 2 * D * scores.numel() / found["narrow"],
                 "bytes_a_second": 2 * source.numel() * 4 / found["copy"],
+                "bytes_read_a_second": source.numel() * 4 / found["read"],
+                "powers_a_second": scores.numel() / found["exp2"],
             }
         )
         print(rows[-1], flush=True)
