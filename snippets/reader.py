@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bs4 import BeautifulSoup
-
 from . import ledger, slices
 from .page import INTERACTIVE, OUTPUT, RUN
 from .render import squeeze
@@ -137,7 +135,7 @@ def add_buttons(content: str, shown: State, home: str) -> str:
             return match[0]
         count += 1
         name = f"__code_{count}"
-        text = squeeze(BeautifulSoup(match["pre"], "html.parser").get_text())
+        text = squeeze(html.unescape(re.sub(r"<[^>]*>", "", match["pre"])))
         buttons = (
             f'<button type="button" class="code-copy" {_copies(lang, text, name)}>Copy</button>'
         )

@@ -406,9 +406,9 @@ ASPECTS = ("values", "log-sum-exp", "gradients", "gradients of what is captured"
 Kernel = Callable[..., Any]
 
 
-# Where FlexAttention is asked for the gradient of a table, it must trace the case first, for a fifth
-# of a second each; so it is asked at these shapes alone.
-TRACED = ("L < S", "grouped heads", "Dv > D", "two dimensions")
+# Where FlexAttention is asked for the gradient of a table, it must trace the case first, for half
+# a second each; so it is asked at these shapes alone.
+TRACED = ("grouped heads", "two dimensions")
 
 
 def refusals(kernel: str, case: Case) -> dict[str, str | None]:

@@ -1,11 +1,13 @@
 """What the tests in a browser share: where the pages are, what to look for on them, how to look."""
 
 import contextlib
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from axe_playwright_python.base import AXE_SCRIPT
+from bs4 import BeautifulSoup
 from playwright.sync_api import Browser, Page
 
 from snippets import gate
@@ -58,6 +60,26 @@ ADDRESSES = [*map(address, [*SOURCES, *LABS]), "404.html"]
 KINDS = [
     *("", "foundations/heads/", "pitfalls/", "conformance/", "glossary/", "reference/"),
     *("labs/alignment/", "404.html"),
+]
+
+
+@functools.cache  # parsing takes a third of a second, and a dozen tests ask for each page
+def soup_of(path: Path) -> BeautifulSoup:
+    """A page of the built site, to be read and not to be changed."""
+    return BeautifulSoup(path.read_text("utf-8"), "html.parser")
+
+
+def file_of(site: Path, page: str) -> Path:
+    """The file behind an address in the book."""
+    return site / page if page.endswith(".html") else site / page / "index.html"
+
+
+# Pages of which the buttons are pressed and the blocks pasted: one of each kind, and the last
+# chapter of each part. What every button of the book would copy, the gate has read.
+TRIED = [
+    source
+    for source in SOURCES
+    if address(source) in KINDS or source == max(source.parent.glob("*.md"))
 ]
 
 
@@ -127,13 +149,14 @@ AUDIT = """async rules => (await axe.run({
 })).violations.flatMap(rule => rule.nodes.map(node =>
     `${rule.id}: ${node.target.join(" ")}: ${node.failureSummary.replace(/\\s+/g, " ")}`))"""
 # The scheme decides colours and nothing else, and the width does not decide them. Each page is
-# audited as a desktop shows it; a phone and the dark colours on one page of each kind.
+# audited as a desktop shows it; a phone and the colours, light and dark, on one page of each kind.
 COLOURS = ["color-contrast", "link-in-text-block"]
 ALL = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+WITHOUT_COLOURS = {rule: {"enabled": False} for rule in COLOURS}
 RULES = {
     ("desktop", LIGHT): {"runOnly": ALL},
     ("desktop", DARK): {"runOnly": COLOURS},
-    ("phone", LIGHT): {"runOnly": ALL, "rules": {rule: {"enabled": False} for rule in COLOURS}},
+    ("phone", LIGHT): {"runOnly": ALL, "rules": WITHOUT_COLOURS},
 }
 
 
@@ -158,7 +181,7 @@ EVERYWHERE = ("desktop", LIGHT)
 
 
 def visit(browser: Browser, url: str, *, closely: bool = True) -> dict[str, Visit]:
-    """Load a page cold, read it to its end, then look at it, closely by all RULES.
+    """Load a page cold, read it to its end, then look at it: closely, colours too, by all RULES.
 
     On a phone and on a desktop at once, for what takes long runs in the browser.
     """
@@ -180,9 +203,12 @@ def visit(browser: Browser, url: str, *, closely: bool = True) -> dict[str, Visi
                 if scheme == DARK:
                     page.locator(TOGGLE).click()
                 page.locator(f"body[{SCHEME}={scheme}]").wait_for()
-                page.evaluate(SCROLL)  # what is far from the screen is styled when it is seen
-                page.evaluate(SETTLED)
                 rules = RULES[name, scheme]
+                if closely:  # what is far from the screen is styled when it is seen
+                    page.evaluate(SCROLL)
+                    page.evaluate(SETTLED)
+                else:
+                    rules = {**rules, "rules": WITHOUT_COLOURS}
                 page.evaluate(f"rules => {{ window.audit = ({AUDIT})(rules) }}", rules)
             for name, page in audited.items():
                 visits[name].audits[scheme] = page.evaluate("audit")

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bs4 import BeautifulSoup
 from playwright.sync_api import Browser
 from reader import (
     ADDRESSES,
@@ -22,6 +21,8 @@ from reader import (
     WIDTHS,
     Visit,
     address,
+    file_of,
+    soup_of,
     visit,
 )
 
@@ -53,8 +54,7 @@ def test_the_content_security_policy_forbids_nothing_that_is_there(
 
 @each_page
 def test_each_page_has_a_content_security_policy(site: Path, page: str) -> None:
-    html = site / page if page.endswith(".html") else site / page / "index.html"
-    soup = BeautifulSoup(html.read_text("utf-8"), "html.parser")
+    soup = soup_of(file_of(site, page))
     policy = soup.select_one('head > meta[http-equiv="Content-Security-Policy"]')
     assert policy is not None
     assert "script-src" in str(policy["content"])
@@ -92,8 +92,7 @@ def test_nothing_moves_while_it_is_read(
 def test_every_formula_is_there_to_be_seen(
     visited: Visitor, site: Path, page: str, width: str
 ) -> None:
-    html = site / page if page.endswith(".html") else site / page / "index.html"
-    soup = BeautifulSoup(html.read_text("utf-8"), "html.parser")
+    soup = soup_of(file_of(site, page))
     shown = visited(page, width).formulas
     assert len(shown) == len(soup.select(FORMULA))
     assert [tex for tex, wide, high in shown if wide <= 0 or high <= 0] == []
@@ -130,8 +129,7 @@ def test_a_public_book_asks_nobody_either(browser: Browser, public: str) -> None
 
 
 def test_a_public_chapter_opens_in_colab(site: Path, public: str) -> None:
-    html = site.parent / "public" / address(CHAPTERS[0]) / "index.html"
-    link = BeautifulSoup(html.read_text("utf-8"), "html.parser").select_one(
+    link = soup_of(file_of(site.parent / "public", address(CHAPTERS[0]))).select_one(
         f"{STATE} {TAKE.format('colab')}"
     )
     assert link is not None

@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 from mkdocs.config import load_config
+from reader import address, file_of, soup_of
 
 from snippets import gate, ledger, picture, plain, takeaway
 
@@ -64,11 +65,12 @@ def test_the_gate_sees_blocks_that_change_places(site: Path, tmp_path: Path) -> 
     assert check_changed(html, tmp_path) == ["the blocks stand in another order than the tests saw"]
 
 
-def test_the_gate_refuses_a_page_that_the_ledger_does_not_speak_for(
-    site: Path, tmp_path: Path
-) -> None:
+def test_the_gate_refuses_a_page_that_the_ledger_does_not_speak_for(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/index.md").write_text("# T\n")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/index.html").write_text("<article><pre>1 + 1</pre></article>")
+    site = tmp_path / "site"
     assert gate.check_site(site, tmp_path)[0] == "docs/index.md: was never run"
     assert gate.check_site(site, tmp_path / "nowhere") == [
         "there is no book here: run this where docs/ is"
@@ -88,9 +90,8 @@ def test_the_gate_sees_code_on_a_page_that_nobody_ran(site: Path, tmp_path: Path
 
 def test_no_page_asks_another_host_for_anything(site: Path) -> None:
     for path in [*site.glob("**/*.html"), *site.glob("**/*.css")]:
-        text = path.read_text("utf-8")
-        loads = re.findall(r"url\(['\"]?(https?:)?//", text)
-        soup = BeautifulSoup(text, "html.parser")
+        loads = re.findall(r"url\(['\"]?(https?:)?//", path.read_text("utf-8"))
+        soup = soup_of(path)
         for tag in soup.find_all(["script", "img", "iframe", "source", "video"], src=True):
             loads += [tag["src"]] if re.match(r"(https?:)?//", str(tag["src"])) else []
         for tag in soup.find_all("link", href=True):
@@ -106,9 +107,7 @@ def test_no_page_asks_another_host_for_anything(site: Path) -> None:
 
 
 def test_math_is_typeset_and_numbered_where_it_is_referred_to(site: Path) -> None:
-    soup = BeautifulSoup(
-        (site / "foundations/softmax/index.html").read_text("utf-8"), "html.parser"
-    )
+    soup = soup_of(file_of(site, "foundations/softmax/"))
     article = soup.find("article")
     assert article is not None
     assert len(article.select(".arithmatex .katex")) > 40
@@ -135,26 +134,22 @@ def test_the_labs_formulas_are_typeset(site: Path) -> None:
 
 def test_figures_are_drawings_with_a_text_alternative(site: Path) -> None:
     for name in ("similarity", "softmax"):
-        html = (site / f"foundations/{name}/index.html").read_text("utf-8")
-        figures = BeautifulSoup(html, "html.parser").select('article svg[role="img"]')
+        soup = soup_of(file_of(site, f"foundations/{name}/"))
+        figures = soup.select('article svg[role="img"]')
         assert figures
         assert all(len(str(figure["aria-label"])) > 60 for figure in figures)
 
 
 def test_chapters_are_numbered_by_their_place_in_the_navigation(site: Path) -> None:
     for number, name in enumerate(("similarity", "softmax"), start=1):
-        html = (site / f"foundations/{name}/index.html").read_text("utf-8")
-        label = BeautifulSoup(html, "html.parser").select_one("article .chapter")
+        label = soup_of(file_of(site, f"foundations/{name}/")).select_one("article .chapter")
         assert label is not None
         assert label.get_text() == f"Chapter {number}"
 
 
 def test_every_page_ends_in_a_link_that_reports_an_error(site: Path) -> None:
     for path in PAGES:
-        soup = BeautifulSoup(
-            gate.html_path(site, str(path.relative_to(ROOT))).read_text("utf-8"), "html.parser"
-        )
-        link = soup.select_one(".report a")
+        link = soup_of(file_of(site, address(path))).select_one(".report a")
         assert link is not None
         assert "error" in str(link["href"]).lower()
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bs4 import BeautifulSoup
 from playwright.sync_api import Browser, Locator, Page
 from reader import (
     CONSOLE,
@@ -15,16 +14,24 @@ from reader import (
     ROOT,
     RUNNABLE,
     SOURCES,
+    TRIED,
     WIDTHS,
     address,
+    file_of,
     open_solutions,
     python_blocks,
+    soup_of,
 )
 
 from snippets import ledger
 from snippets.page import parse
 
 WITH_CODE = [source for source in SOURCES if parse(source).fences]
+pressed = pytest.mark.parametrize(
+    "source",
+    [source for source in WITH_CODE if source in TRIED],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
 each_page = pytest.mark.parametrize(
     "source", WITH_CODE, ids=lambda path: str(path.relative_to(ROOT))
 )
@@ -85,7 +92,7 @@ def some(blocks: list[Any]) -> list[int]:
     return sorted({i * (n - 1) // 4 for i in range(5)}) if n else []
 
 
-@each_page
+@pressed
 def test_the_buttons_copy_the_block_as_it_is_shown_and_what_the_tests_ran(
     tab: Page, url: str, source: Path
 ) -> None:
@@ -106,7 +113,7 @@ def test_the_buttons_copy_the_block_as_it_is_shown_and_what_the_tests_ran(
             assert code == want
 
 
-@each_page
+@pressed
 def test_the_buttons_work_by_keyboard(tab: Page, url: str, source: Path) -> None:
     shown = as_shown(source)
     tab.goto(url + address(source))
@@ -140,7 +147,7 @@ def test_a_console_is_copied_without_its_prompts(tab: Page, url: str, source: Pa
 
 @each_page
 def test_what_a_block_shows_has_no_button(site: Path, source: Path) -> None:
-    soup = BeautifulSoup((site / address(source) / "index.html").read_text("utf-8"), "html.parser")
+    soup = soup_of(file_of(site, address(source)))
     outputs = soup.select(OUTPUT)
     assert len(outputs) == sum(fence.lang == "output" for fence in parse(source).fences)
     assert soup.select(f"{OUTPUT} button") == []

@@ -10,7 +10,7 @@ from urllib.parse import urldefrag, urljoin
 import pytest
 from bs4.element import Tag
 from mkdocs.config import load_config
-from reader import ROOT, address
+from reader import ROOT, address, soup_of
 
 import attention
 from snippets import crosslinks, gate, ledger
@@ -23,9 +23,9 @@ TERMS = crosslinks.entries_of(ROOT)
 BOOK = "https://book/"
 
 
-@functools.cache  # parsing a page takes a second, and there are a hundred terms
+@functools.cache
 def article(site: Path, source: str) -> Tag:
-    found = gate.soup_of(gate.html_path(site, f"docs/{source}")).find("article")
+    found = soup_of(gate.html_path(site, f"docs/{source}")).find("article")
     assert isinstance(found, Tag)
     return found
 

@@ -9,14 +9,10 @@ from urllib.parse import unquote, urljoin, urlsplit
 import pytest
 from bs4 import BeautifulSoup
 from bs4.element import Tag
-from reader import ADDRESSES
+from reader import ADDRESSES, file_of, soup_of
 
 LOADS = {"href", "src", "data", "poster", "data-src"}
 URL_IN_CSS = re.compile(r"url\(\s*['\"]?([^'\")]+)")
-
-
-def soup_of(path: Path) -> Tag:
-    return BeautifulSoup(path.read_text("utf-8"), "html.parser")
 
 
 def links_of(soup: Tag) -> Iterator[str]:
@@ -63,8 +59,7 @@ def test_every_page_is_looked_at(site: Path) -> None:
 
 @pytest.mark.parametrize("page", ADDRESSES, ids=lambda page: page or "index")
 def test_every_link_of_a_page_leads_somewhere(site: Path, url: str, page: str) -> None:
-    html = site / page if page.endswith(".html") else site / page / "index.html"
-    links = list(links_of(soup_of(html)))
+    links = list(links_of(soup_of(file_of(site, page))))
     assert len(links) > 10
     assert broken(site, url, page, iter(links)) == []
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bs4 import BeautifulSoup
 from bs4.element import Tag
+from reader import address, file_of, soup_of
 
-from snippets import gate, ledger
+from snippets import gate, ledger, reader
 
 ROOT = Path(__file__).parents[2]
 PAGES = len(list(ROOT.glob("docs/**/*.md")))
@@ -72,13 +72,13 @@ def test_marks_fall_when_a_page_changes_or_was_never_run(book: Path) -> None:
 def test_all_marks_fall_when_the_package_changes(book: Path) -> None:
     with (book / "attention/softmax.py").open("a") as file:
         file.write("# changed\n")
-    assert build(book).returncode == 0
-    for source in sorted((book / "docs").glob("**/*.md")):
-        name = str(source.relative_to(book / "docs"))
-        if name != "index.md":
-            assert mark(book, name)[0] == "changed"
-            assert "attention/ has changed" in mark(book, name)[1]
-    assert mark(book, "index.md")[1] == f"△ 0 of {PAGES} pages are verified as they are now."
+    states = [reader.state(book, source) for source in book.glob("docs/**/*.md")]
+    assert len(states) == PAGES
+    for state in states:
+        assert state.word == "changed"
+        assert "attention/ has changed" in state.sentence
+    said = f"0 of {PAGES} pages are verified as they are now."
+    assert reader.whole(states) == reader.State("changed", said, {})
 
 
 @pytest.mark.parametrize(
@@ -110,9 +110,7 @@ def test_the_gate_sees_a_change_of_what_a_button_copies(
 
 def test_every_page_of_the_site_is_verified_and_says_so(site: Path) -> None:
     for source in sorted((ROOT / "docs").glob("**/*.md")):
-        soup: BeautifulSoup | Tag = gate.soup_of(
-            gate.html_path(site, str(source.relative_to(ROOT)))
-        )
+        soup = soup_of(file_of(site, address(source)))
         (state,) = soup.select("h1 + .page-state")
         assert state["data-state"] == "verified", source
 

@@ -16,6 +16,7 @@ import pytest
 from bs4 import BeautifulSoup
 from bs4.element import Tag
 from fontTools.ttLib import TTFont
+from reader import file_of, soup_of
 
 from snippets import gate
 
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("docs/labs/*.ipynb")])
 LABS = [source for source in SOURCES if source.suffix == ".ipynb"]
 KB = 1000
+FIGURE = re.compile(r'<svg role="img".*?</svg>', re.S)
 FACE = re.compile(r"@font-face\s*\{(?P<body>[^}]*)\}")
 RULE = re.compile(r"(?P<selectors>[^{}]+)\{(?P<body>[^{}]*KaTeX_[^{}]*)\}")
 COMMENT = re.compile(r"/\*.*?\*/", re.S)
@@ -89,7 +91,7 @@ def math_fonts(css: Path, article: Tag) -> set[Path]:
 
 def fetched(site: Path, page: Path) -> tuple[dict[str, int], int]:
     """The bytes of each file of a cold load, and those of the figures inside the page."""
-    soup = BeautifulSoup(page.read_text("utf-8"), "html.parser")
+    soup, text = soup_of(page), page.read_text("utf-8")
     article = soup.select_one("article")
     assert article is not None
     styles = [page.parent / str(link["href"]) for link in soup.select('link[rel="stylesheet"]')]
@@ -103,10 +105,8 @@ def fetched(site: Path, page: Path) -> tuple[dict[str, int], int]:
     fonts |= {path.resolve() for path in preloaded}
     sizes = {path.name: compressed(path.read_bytes()) for path in files}
     sizes |= {path.name: path.stat().st_size for path in fonts}
-    sizes["page"] = compressed(page.read_bytes())
-    for figure in soup.select("article svg[role=img]"):
-        figure.decompose()
-    return sizes, sizes["page"] - compressed(str(soup).encode())
+    sizes["page"] = compressed(text.encode())
+    return sizes, sizes["page"] - compressed(FIGURE.sub("", text).encode())
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=name)
@@ -122,11 +122,9 @@ def test_a_first_visit_is_light(site: Path, source: Path) -> None:
 def test_a_lab_brings_no_style_and_no_script_of_its_own(site: Path, source: Path) -> None:
     page = gate.html_path(site, source.relative_to(ROOT).as_posix())
     assert compressed(page.read_bytes()) <= 40 * KB
-    soup = BeautifulSoup(page.read_text("utf-8"), "html.parser")
+    soup = soup_of(page)
     assert not soup.select("article style, article script, article link")
-    chapter = BeautifulSoup(
-        (site / "foundations/softmax/index.html").read_text("utf-8"), "html.parser"
-    )
+    chapter = soup_of(file_of(site, "foundations/softmax/"))
     ours, theirs = (
         {Path(str(link["href"])).name for link in page.select('link[rel="stylesheet"]')}
         for page in (soup, chapter)
@@ -139,7 +137,7 @@ def test_our_script_is_small(site: Path) -> None:
     inline = {
         script.get_text()
         for page in site.glob("**/*.html")
-        for script in BeautifulSoup(page.read_text("utf-8"), "html.parser").select("script")
+        for script in soup_of(page).select("script")
         if not script.get("src") and script.get("type") != "application/json"
     }
     material = [text for text in inline if "__md_" in text or "__prefix" in text]
