@@ -30,6 +30,40 @@ LEFT_OVER = re.compile(
 )
 # What somebody might well write, and what each check must not take for right.
 WRONG = {
+    ("flex", 1): [
+        "def honest(block_mask, n_heads):\n    return True",
+        "def honest(block_mask, n_heads):\n"
+        "    L, S = block_mask.seq_lengths\n"
+        "    n_q, n_k = block_mask.BLOCK_SIZE\n"
+        "    truth = create_mask(block_mask.mask_mod, 1, 1, L, S, device='cpu')[0, 0]\n"
+        "    grid = kinds(block_mask).repeat_interleave(n_q, 0).repeat_interleave(n_k, 1)\n"
+        "    grid = grid[:L, :S]\n"
+        "    return not truth[grid == 0].any() and truth[grid == 2].all()",
+        "def honest(block_mask, n_heads):\n"
+        "    L, S = block_mask.seq_lengths\n"
+        "    n_q, n_k = block_mask.BLOCK_SIZE\n"
+        "    truth = create_mask(block_mask.mask_mod, 1, n_heads, L, S, device='cpu')[0]\n"
+        "    grids = [kinds(block_mask, h % block_mask.shape[1]) for h in range(n_heads)]\n"
+        "    grid = torch.stack(grids).repeat_interleave(n_q, 1).repeat_interleave(n_k, 2)\n"
+        "    return not truth[grid[:, :L, :S] == 0].any()",
+    ],
+    ("flex", 2): [
+        "def from_ranges(mod, L, n):\n    return made(mod, L, n=n)",
+        "def from_ranges(mod, L, n):\n"
+        "    place, zero = torch.arange(0, L, n), torch.zeros(2, dtype=torch.long)\n"
+        "    some = mod(*zero, place[:, None], place).expand(L // n, L // n)\n"
+        "    every = mod(*zero, place[:, None], place + n - 1).expand(L // n, L // n)\n"
+        "    both = *listed(some & ~every), *listed(some & every)\n"
+        "    return BlockMask.from_kv_blocks(\n"
+        "        *(x[None, None].int() for x in both),\n"
+        "        BLOCK_SIZE=n, mask_mod=mod, seq_lengths=(L, L))",
+        "def from_ranges(mod, L, n):\n"
+        "    every = torch.ones(L // n, L // n).bool()\n"
+        "    both = *listed(every), *listed(~every)\n"
+        "    return BlockMask.from_kv_blocks(\n"
+        "        *(x[None, None].int() for x in both),\n"
+        "        BLOCK_SIZE=n, mask_mod=mod, seq_lengths=(L, L))",
+    ],
     ("online-softmax", 1): [
         "def entropy_of(tiles):\n"
         "    s = torch.cat(list(tiles))\n"
@@ -87,6 +121,23 @@ WRONG = {
         "def exposes(f):\n    ones = torch.ones(1024, 8).bfloat16()\n"
         "    out = f(torch.zeros(1, 8).bfloat16(), ones, ones)\n"
         "    return not torch.allclose(out.float(), torch.ones(1, 8), atol=0.01)",
+    ],
+    ("roofline", 1): [
+        "def passes(f):\n    return 15.0",
+        "def passes(f):\n"
+        "    moved = sum(x.total()[1] for x in there_and_back(40, 30, 3, 5, f=f))\n"
+        "    return moved / (4 * 40 * 30)",
+        "def passes(f):\n"
+        "    a, b = (there_and_back(n, n, 3, 5, f=f)[0].total()[1] for n in (40, 20))\n"
+        "    return (a - 2 * b) / (4 * 2 * 20 * 20)",
+        "def passes(f):\n"
+        "    a, b = (sum(x.total()[1] for x in there_and_back(n, 7, 3, 5, f=f)) for n in (40, 20))\n"
+        "    return (a - b) / (4 * 20 * 7)",
+    ],
+    ("roofline", 2): [
+        "def exposes(f):\n    return True",
+        "def exposes(f):\n    return abs(f(4096, 4096) / pairs(4096) - 1) > 0.01",
+        "def exposes(f):\n    return f(1, 8192) != 8192 // 2",
     ],
     ("split-keys", 1): [
         "def tournament(outs, lses):\n    return *merge(outs, lses), len(lses) - 1",
@@ -458,7 +509,7 @@ def test_a_notebook_has_all_the_code_of_its_page(chapter: Chapter) -> None:
             module = file.removesuffix(".py").replace("/", ".")
             at = sources.index(f"from {module} import {name}")
             assert re.search(rf"^> (def|class) {name}\(", sources[at - 1], re.M)
-        elif snippet not in solutions:
+        elif snippet not in solutions and not snippet.notest:
             assert squeeze(snippet.fence.source) in sources
 
 
