@@ -107,7 +107,9 @@ def x_transformers(is_causal: bool) -> Side:
 def flex_compiled(L: int, mask: Any, score_mod: Any = None) -> Side:
     """FlexAttention, compiled, with its BlockMask made before."""
     block = None if mask is None else create_block_mask(mask, None, None, L, L, device="cpu")
-    # With sizes left open it makes C++ that does not compile, after a window has been compiled.
+    # With sizes left open it makes C++ that does not compile, after a window has been compiled;
+    # and after eight sizes it would not compile at all, and take the eager way in silence.
+    torch.compiler.reset()
     compiled = torch.compile(flex_attention, dynamic=False)
     return functools.partial(compiled, block_mask=block, score_mod=score_mod)
 

@@ -14,7 +14,7 @@ import nbformat
 from bs4 import BeautifulSoup
 from bs4.element import Tag
 
-from . import ledger
+from . import explore, ledger
 from .lab import copy_path
 from .page import INTERACTIVE, RUN
 from .render import shown_blocks, shown_numbers
@@ -63,6 +63,8 @@ def check_page(soup: Tag, entry: dict[str, Any]) -> list[str]:
         out += [f"seen by the tests, but not shown: {item}" for item in _less(seen, shown)]
         if not out and shown != seen:
             out.append(f"the {what} stand in another order than the tests saw")
+    if explore.shown(soup) != entry["explorables"]:
+        out.append("an explorable begins with something else than the tests saw")
     python = sum(lang in (RUN, INTERACTIVE) for lang, _ in shown_blocks(soup))
     if python != entry["snippets"] + len(entry["notest"]):
         out.append(f"shows {python} blocks of Python, {entry['snippets']} were run")

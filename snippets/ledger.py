@@ -85,7 +85,7 @@ def read(root: Path, page: Path) -> dict[str, Any] | None:
         entry = json.loads(entry_path(root, page).read_text("utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    return entry if isinstance(entry, dict) and "figures" in entry else None
+    return entry if isinstance(entry, dict) and "explorables" in entry else None
 
 
 def why_stale(root: Path, page: Path) -> str | None:

@@ -6,7 +6,8 @@ Any engine that runs Python-Markdown can use it; it knows nothing of MkDocs.
   number; a number of two or more decimals without `\py` is refused;
 - `\label{name}` in a display formula gives it the id `eq-name`, and a number if `$\eqref{name}$`
   refers to it on the page;
-- `![…](figures/name.svg)` becomes the drawing itself, so that it takes the page's colours;
+- `![…](figures/name.svg)` becomes the drawing itself, so that it takes the page's colours, inside
+  the element that plays with it where one does;
 - a block of code says how tall it is, and can be scrolled from the keyboard if a phone cuts it.
 """
 
@@ -20,6 +21,7 @@ from markdown import Markdown
 from markdown.extensions import Extension
 from markdown.postprocessors import Postprocessor
 
+from . import explore
 from .katex import typeset
 from .page import py_macro
 
@@ -65,7 +67,9 @@ class BookPostprocessor(Postprocessor):
         if not found:
             return image[0]  # the build has been told already; a reader sees the alt text
         alt = re.search(r'alt="([^"]*)"', image[0])
-        return inline_svg(found[0].read_text("utf-8"), html.unescape(alt[1]) if alt else "")
+        drawing = inline_svg(found[0].read_text("utf-8"), html.unescape(alt[1]) if alt else "")
+        plays = re.search(r'data-explore="([\w-]+)"', image[0])
+        return explore.element(plays[1], f"figures/{image['name']}", drawing) if plays else drawing
 
 
 def mark_code(text: str) -> str:

@@ -16,7 +16,7 @@ from mkdocs.utils import get_relative_url
 from mkdocs_autorefs import AutorefsExtension
 from mkdocstrings import MkdocstringsPlugin
 
-from snippets import crosslinks, lab, ledger, policy, reader, takeaway
+from snippets import crosslinks, explore, lab, ledger, policy, reader, takeaway
 from snippets.katex import typeset
 from snippets.takeaway import NO_CHAPTERS
 
@@ -112,6 +112,9 @@ def on_page_context(context: Any, page: Any, config: Any, nav: Any) -> Any:
         return context
     shown, table = reader.state(root, Path(page.file.abs_src_path)), ""
     page.content = reader.add_buttons(page.content, shown, config.repo_url or "")
+    if shown.word == reader.VERIFIED:
+        base = get_relative_url(".", page.url).rstrip("/") + "/"
+        page.content = explore.bring(page.content, shown.entry["explorables"], base)
     takes = takes if shown.word == reader.VERIFIED else ""  # what was not run is not written
     if page.is_homepage:
         rows = [

@@ -28,6 +28,7 @@ from pymdownx.snippets import SnippetExtension, SnippetMissingError
 
 from . import exercises, reference
 from .exercises import Exercise, compiles
+from .explore import Explorable
 
 RUN, INTERACTIVE, OUTPUT = "python", "pycon", "output"
 SHOWN = {"text", "console", "markdown", "toml", "yaml", "json", "make", "bibtex"}  # never run
@@ -47,7 +48,7 @@ CODE_SPAN = re.compile(  # never across a blank line
 )
 NEWLINES = re.compile(r"[^\n]*\n|[^\n]+")
 ATTRS = re.compile(r"\{:?[ ]*(?P<attrs>[^}\n]*)\}")
-FIGURE = re.compile(r"!\[(?P<alt>[^\]\n]*)\]\((?P<src>figures/[^)\s]+)\)")
+FIGURE = re.compile(r"!\[(?P<alt>[^\]\n]*)\]\((?P<src>figures/[^)\s]+)\)(?P<attrs>\{[^}\n]*\})?")
 INCLUDE = re.compile(r"^[ \t]*--8<--", re.M)
 COMMENT = re.compile(r"<!--.*?-->", re.S)
 DIRECTIVE = re.compile(r"<!--+\s*;?\s*(?P<word>skip|clear-namespace|invisible-code)\b")
@@ -88,6 +89,7 @@ class Snippet:
     fence: Fence
     output: Fence | None = None
     figure: str | None = None
+    explorable: Explorable | None = None
 
     @property
     def start(self) -> int:
@@ -319,7 +321,9 @@ def _join_snippets(page: Page) -> None:
         image = next((m for m in images if follows((output or fence).end, m.start())), None)
         if image:
             owned.add(image.start())
-        page.snippets.append(snippet := Snippet(fence, output, image and image["src"]))
+        explorable = _explorable(page, image) if image else None
+        snippet = Snippet(fence, output, image and image["src"], explorable)
+        page.snippets.append(snippet)
         if snippet.notest and (output or image):
             page.problem(fence.start, "a snippet that is not run has no output and no figure")
         if snippet.is_listing and (output or image or snippet.raises):
@@ -342,6 +346,18 @@ def _join_snippets(page: Page) -> None:
             page.problem(image.start("src"), f"no snippet directly above draws {src}")
         if not re.fullmatch(rf"figures/{re.escape(stem)}(?:-[\w-]+)?\.svg", src):
             page.problem(image.start("src"), f"a figure of this page is named figures/{stem}-….svg")
+
+
+def _explorable(page: Page, image: re.Match[str]) -> Explorable | None:
+    """What plays with a figure, as the braces behind it say."""
+    if not image["attrs"]:
+        return None
+    pairs, rest = get_attrs_and_remainder(image["attrs"][1:])
+    attrs = dict(pairs)
+    if rest.strip("} ") or attrs.keys() != {"data-explore", "data-given"}:
+        page.problem(image.start("attrs"), "a figure may carry data-explore and data-given alone")
+        return None
+    return Explorable(attrs["data-explore"], attrs["data-given"])
 
 
 def _find_numbers(page: Page, prose: str) -> None:

@@ -205,6 +205,7 @@ class Book:
             page.path,
             snippets=sum(not s.notest for s in page.snippets),
             figures=sheet.figures,
+            explorables=sheet.run.given,
             notest=[[s.line, s.notest] for s in page.snippets if s.notest],
             outputs=[sheet.run[s].outputs for s in page.snippets],
             pinned=self.pinned,
@@ -223,6 +224,7 @@ class Book:
             "snippets": len(snippets) - len(hidden),
             "numbers": sum(len(sheet.page.numbers) for sheet in ran),
             "figures": sum(len(sheet.run.figures) for sheet in ran),
+            "explorables": sum(len(sheet.run.given) for sheet in ran),
             "docstrings": self.docstrings,
             "code": round(1000 * sum(sheet.run.seconds for sheet in ran)),
             "overhead": round(1000 * self.overhead),
@@ -358,7 +360,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     each = counts["overhead"] / max(counts["snippets"], 1)
     terminalreporter.write_line(
         f"{counts['pages']} pages, {counts['snippets']} snippets, {counts['numbers']} numbers, "
-        f"{counts['figures']} figures, {counts['docstrings']} docstrings; "
+        f"{counts['figures']} figures ({counts['explorables']} to play with), "
+        f"{counts['docstrings']} docstrings; "
         f"their code took {counts['code'] / 1000:.2f} s, the checker {each:.1f} ms a snippet"
     )
     if any(counts[kind] for kind in slices.KINDS):

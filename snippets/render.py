@@ -168,6 +168,12 @@ def _check_figures(page: Page, root: Path, soup: Tag) -> Iterator[Finding]:
         yield Finding(_line_of(page, src), f"no snippet directly above draws {src}")
     for src in drawn - shown:
         yield Finding(_line_of(page, str(src)), f"{src} is drawn, but not shown")
+    plays = Counter(
+        (str(image.get("data-explore")), str(image.get("data-given")))
+        for image in soup.select("img[data-explore]")
+    )
+    for one in plays - Counter(s.explorable for s in page.snippets if s.explorable):
+        yield Finding(_line_of(page, one[1]), f"{one} plays with no figure that the tests see")
     for image in soup.find_all("img"):
         src, line = str(image.get("src")), _line_of(page, str(image.get("src")))
         if not str(image.get("alt", "")).strip(" ."):

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import explore
 from .page import INTERACTIVE, Number, Page, Snippet, listing
 from .state import as_main, capture, fresh_state, no_loose_ends
 from .units import Unit, Watch, units
@@ -63,6 +64,7 @@ class Run:
         self.namespace = self.module.__dict__
         self.printed = io.StringIO()  # one for the page: a logger may hold on to it
         self.figures: dict[str, str] = {}
+        self.given: dict[str, list[str]] = {}  # to explorables, by their figures
         self.leaks: list[str] = []
         self.seconds = 0.0
         self._broken: str | None = None
@@ -162,6 +164,11 @@ class Run:
             shown.error = f"{where}: the last value draws itself, but no ![…](figures/…svg) follows"
         elif snippet.figure:
             self.figures[snippet.figure] = str(value._repr_svg_())
+            if one := snippet.explorable:
+                if one.name not in explore.names(self.root):
+                    raise LookupError(f"there is no explorable called {one.name!r}")
+                given = eval(one.given, dict(self.namespace))
+                self.given[snippet.figure] = [one.name, explore.as_json(given)]
         return shown
 
     def _execute(self, snippet: Snippet, done: list[Unit]) -> Any:

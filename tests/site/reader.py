@@ -144,7 +144,7 @@ THIN = """() => {
     [...document.querySelectorAll(".katex-html")].slice(20).forEach(formula => formula.replaceChildren());
 }"""
 OPEN_ALL = "() => document.querySelectorAll('details').forEach(d => d.open = true)"
-AUDIT = """async rules => (await axe.run({
+AUDIT = """async (rules, where = document) => (await axe.run(where, {
     ...rules, resultTypes: ["violations"],
 })).violations.flatMap(rule => rule.nodes.map(node =>
     `${rule.id}: ${node.target.join(" ")}: ${node.failureSummary.replace(/\\s+/g, " ")}`))"""

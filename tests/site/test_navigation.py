@@ -181,9 +181,11 @@ def test_each_page_says_how_true_it_is_and_can_be_taken_along(site: Path, page: 
 
 # Where the focus is, and whether one can see that it is there.
 FOCUS = """() => {
-    const e = document.activeElement;
+    let e = document.activeElement;
     if (!e || e === document.body || e === document.documentElement) return null;
-    e.dataset.stop ??= document.querySelectorAll("[data-stop]").length;
+    while (e.shadowRoot?.activeElement) e = e.shadowRoot.activeElement;
+    window.stops ??= 0;
+    e.dataset.stop ??= window.stops++;
     // an option shows by its label that it has the focus
     const shown = e.type === "radio" ? e.nextElementSibling : e;
     const box = shown.getBoundingClientRect(), style = getComputedStyle(shown);

@@ -1,0 +1,89 @@
+"""Explorables: figures that a reader plays with, each a custom element around its drawing.
+
+    ![The weights of journey](figures/softmax-weights.svg){data-explore="softmax" data-given="…"}
+
+The expression is evaluated where the figure stands, in the run that checks the page. What it gives
+goes into the page as JSON, beside the drawing, and `docs/assets/explore/softmax.js` begins there.
+A page that is not what was run keeps its drawings and gets neither.
+"""
+
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SCRIPTS = "assets/explore"
+ELEMENT = re.compile(
+    r'<explore-(?P<name>[\w-]+) data-figure="(?P<src>[^"]+)">(?P<inside>.*?)</explore-(?P=name)>',
+    re.S,
+)
+
+
+class Explorable(NamedTuple):
+    """The name of an element, and the Python expression of what it begins with."""
+
+    name: str
+    given: str
+
+
+def names(root: Path) -> set[str]:
+    """The explorables that there are: a module of ours each, beside what they share."""
+    return {path.stem for path in (root / "docs" / SCRIPTS).glob("*.js")} - {"base"}
+
+
+def as_json(value: object) -> str:
+    """What an explorable begins with, as a page carries it: never the end of a script."""
+    return json.dumps(_plain(value), ensure_ascii=False).replace("</", "<\\/")
+
+
+def _plain(x: Any) -> Any:
+    if isinstance(x, dict):
+        return {str(key): _plain(item) for key, item in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [_plain(item) for item in x]
+    if hasattr(x, "tolist"):
+        single = str(getattr(x, "dtype", "")) == "torch.float32"
+        return _shortest(x.tolist()) if single else x.tolist()
+    if not isinstance(x, (str, bool, int, float, type(None))):
+        raise TypeError(f"an explorable cannot begin with {type(x).__name__}")
+    return x
+
+
+def _shortest(x: Any) -> Any:
+    """Numbers of float32 as one would write them: 0.43, and not 0.4300000071525574."""
+    if isinstance(x, list):
+        return [_shortest(item) for item in x]
+    tries = (float(f"{x:.{n}g}") for n in range(1, 10))
+    return next((y for y in tries if struct.pack("f", y) == struct.pack("f", x)), x)
+
+
+def element(name: str, src: str, drawing: str) -> str:
+    """A drawing, and around it what will play with it."""
+    return f'<explore-{name} data-figure="{src}">{drawing}</explore-{name}>'
+
+
+def bring(content: str, seen: dict[str, list[str]], base: str) -> str:
+    """Give each element of a page its JSON, and the page the modules; `base` leads to the site."""
+    wanted: dict[str, None] = {}
+
+    def give(match: re.Match[str]) -> str:
+        if match["src"] not in seen:
+            return match[0]
+        wanted[match["name"]] = None
+        data = f'<script type="application/json">{seen[match["src"]][1]}</script>'
+        return element(match["name"], match["src"], data + match["inside"])
+
+    content = ELEMENT.sub(give, content)
+    return content + "".join(
+        f'<script type="module" src="{base}{SCRIPTS}/{name}.js"></script>' for name in wanted
+    )
+
+
+def shown(soup: Any) -> dict[str, list[str]]:
+    """What the explorables of a built page begin with, as the ledger has it."""
+    return {
+        str(one["data-figure"]): [one.name.removeprefix("explore-"), data.string]
+        for data in soup.select("[data-figure] > script[type='application/json']")
+        if (one := data.parent)
+    }
