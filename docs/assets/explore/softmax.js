@@ -1,5 +1,5 @@
 // Six scores become six shares: drag a score, divide them all, see who pays.
-import { Explorable, logSumExp, make, shade, shows, softmax } from "./base.js";
+import { Explorable, dot, logSumExp, make, shade, shows, softmax } from "./base.js";
 
 /** Scores as the softmax gets them: over the temperature or, of a head size, times its root. */
 const pushed = ({ scores, temperature, size, divide }) => {
@@ -19,8 +19,10 @@ class Softmax extends Explorable {
     return sizes ? "Softmax, by head size" : "Softmax, to play with";
   }
 
-  how() {
-    return "Move a score. What does its weight gain, and who pays?";
+  how({ sizes }) {
+    return sizes
+      ? "Six scores of one query, as large as this head size makes them. What is left to learn from? Divide, and look again."
+      : "Move a score. What does its weight gain, and who pays?";
   }
 
   start({ scores, sizes }) {
@@ -52,7 +54,7 @@ class Softmax extends Explorable {
     return [
       make("table", {}, make("thead", {}, make("tr", {}, head)), make("tbody", {}, rows)),
       make("div", { class: "row" }, pushing),
-      make("p", {}, "log-sum-exp ", shows("lse")),
+      make("p", {}, "log-sum-exp ", shows("lse"), sizes ? [", trace of the Jacobian ", shows("trace")] : []),
       make("table", { class: "jacobian" },
         make("caption", {}, "How fast each weight (row) changes with each score (column)"),
         make("thead", {}, make("tr", {}, make("td"), columns)), make("tbody", {}, cells)),
@@ -64,7 +66,8 @@ class Softmax extends Explorable {
   numbers(state) {
     const scores = pushed(state);
     const weights = softmax(scores);
-    const out = { lse: logSumExp(scores), temperature: state.temperature, size: 2 ** state.size };
+    const trace = 1 - dot(weights, weights);
+    const out = { lse: logSumExp(scores), trace, temperature: state.temperature, size: 2 ** state.size };
     scores.forEach((score, i) => {
       out[`scores.${i}`] = score;
       out[`weights.${i}`] = weights[i];

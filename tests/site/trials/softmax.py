@@ -1,11 +1,12 @@
 """The softmax: scores, temperature, head size."""
 
+import math
 from typing import Any
 
 import torch
 
 from attention.softmax import logsumexp, softmax
-from trials import Numbers, State, Step, Trial, again, press
+from trials import Numbers, State, Step, Trial, again, click, grab, press
 
 
 def numbers(state: State, given: Any) -> Numbers:
@@ -18,7 +19,10 @@ def numbers(state: State, given: Any) -> Numbers:
     weights = softmax(scores)
     jacobian = torch.autograd.functional.jacobian(softmax, scores)
     found: Numbers = {"lse": logsumexp(scores).item()}
-    found |= {"size": 2 ** state["size"]} if sized else {"temperature": state["temperature"]}
+    if sized:
+        found |= {"size": 2 ** state["size"], "trace": jacobian.trace().item()}
+    else:
+        found |= {"temperature": state["temperature"]}
     for i in range(len(scores)):
         found |= {f"scores.{i}": scores[i].item(), f"weights.{i}": weights[i].item()}
         found |= {f"jacobian.{i}.{j}": x for j, x in enumerate(jacobian[i].tolist())}
@@ -40,6 +44,26 @@ def put(i: int) -> Any:
     def change(state: State, value: Any) -> None:
         assert abs(value - state["scores"][i]) > 0.5
         state["scores"][i] = value
+
+    return change
+
+
+def lowest(i: int) -> Any:
+    """A score taken down by tenths as long as it stays above -3."""
+
+    def change(state: State, _: Any) -> None:
+        score = state["scores"][i]
+        state["scores"][i] = score - 0.1 * math.floor((score + 3) / 0.1 + 1e-9)
+
+    return change
+
+
+def highest(i: int) -> Any:
+    """A score taken eight above the lowest."""
+
+    def change(state: State, _: Any) -> None:
+        lowest(i)(state, None)
+        state["scores"][i] += 8
 
     return change
 
@@ -66,6 +90,7 @@ def restarted(start: Any) -> Any:
     return lambda state, _: state.update(start(state["given"]))
 
 
+SIZE = "head size, as a power of two"
 TRIALS = [
     Trial(
         "softmax",
@@ -76,13 +101,32 @@ TRIALS = [
             Step("raise a score", press("score of Your", "ArrowRight", 3), moved(0, 0.3)),
             Step("lower another", press("score of step", "ArrowLeft", 2), moved(5, -0.2)),
             Step("drag one", grab("score of with", 0.9), put(3)),
-            Step("to the end", press("score of one", "End"), moved(4, 4)),
-            Step("to the start", press("score of journey", "Home"), moved(1, -4)),
+            Step("to the end", press("score of one", "End"), highest(4)),
+            Step("to the start", press("score of journey", "Home"), lowest(1)),
             Step("cool down", press("temperature", "ArrowLeft", 10), tempered(0.5)),
             Step("freeze", press("temperature", "Home"), tempered(0.05)),
             Step("heat", press("temperature", "End"), tempered(4.0)),
             Step("start again", again, restarted(by_temperature)),
             Step("drag another", grab("score of starts", 0.1), put(2)),
+        ],
+        numbers,
+    ),
+    Trial(
+        "softmax",
+        "foundations/scaling.md",
+        "figures/scaling-trace.svg",
+        by_size,
+        [
+            Step("divide", click("divide by √d_k"), sized(divide=True)),
+            Step("larger", press(SIZE, "ArrowRight", 3), sized(size=9)),
+            Step("not divided", press("divide by √d_k", "Space"), sized(divide=False)),
+            Step("smallest", press(SIZE, "Home"), sized(size=0)),
+            Step("raise a score", press("score of key 2", "ArrowRight", 5), moved(1, 0.5)),
+            Step("drag one", grab("score of key 4", 0.85), put(3)),
+            Step("of four numbers", press(SIZE, "ArrowUp", 2), sized(size=2)),
+            Step("divide again", click("divide by √d_k"), sized(divide=True)),
+            Step("lower one", press("score of key 6", "Home"), lowest(5)),
+            Step("start again", again, restarted(by_size)),
         ],
         numbers,
     ),
