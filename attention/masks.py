@@ -214,7 +214,9 @@ def document(ids: Integer[Tensor, "T"] | Integer[Tensor, "B T"]) -> MaskMod:
     ) -> Tensor:
         q, kv = q_idx.clamp(0, last), kv_idx.clamp(0, last)
         same = ids[q] == ids[kv] if ids.dim() == 1 else ids[b, q] == ids[b, kv]
-        return same & (q == q_idx) & (kv == kv_idx)
+        for place in (q_idx, kv_idx):
+            same = same & (place >= 0) & (place <= last)
+        return same
 
     return document_mask
 

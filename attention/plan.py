@@ -3,7 +3,8 @@
 A mask mod compares positions. Give it a range, from a first place to a last,
 where it expects a position, and each comparison has two answers: does it hold
 for some of these places, and does it hold for every one? So a mod is asked
-about thousands of tiles at once, and does not notice. What it cannot say of
+about thousands of tiles at once, and does not notice. A table is looked up at
+each place of a range, and gives a range. What a mod cannot say of
 ranges, it is asked pair by pair.
 
 Sources: ranges as numbers, Moore, "Interval Analysis" (1966); tiles of which
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
-from torch.nn.functional import pad
+from torch.nn.functional import avg_pool2d, pad
 
 from attention.at_once import at_once
 from attention.mods import Mask, MaskMod, Where, over_pairs
@@ -71,6 +72,33 @@ class Range:
 
     __radd__ = __add__
     __hash__ = None  # type: ignore[assignment]
+
+    def clamp(self, *bounds: Any, **named: Any) -> Range:
+        return Range(*(x.clamp(*bounds, **named) for x in self))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.first, self.last))
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Any, kwargs: Any = None
+    ) -> Range | Verdict:
+        """What a table holds at these places: PyTorch asks here."""
+        table, index = args if func is Tensor.__getitem__ else (None, None)
+        *rest, places = index if isinstance(index, tuple) else (index,)
+        if len(rest) + 1 != getattr(table, "ndim", 0):
+            raise TypeError("a table gives one number for a place")
+        width = int((places.last - places.first).max()) + 1
+        if width > 4 * UNIT:
+            raise TypeError("too many places to look at")
+        steps = torch.arange(width, device=places.first.device)
+        each = torch.minimum(
+            places.first[..., None] + steps, places.last[..., None]
+        )
+        found = table[(*rest, each)]
+        if found.dtype == torch.bool:
+            return Verdict(found.any(-1), found.all(-1))
+        return Range(found.amin(-1), found.amax(-1))
 
 
 # --8<-- [end:Range]
@@ -328,18 +356,8 @@ def _for_each(
 
 def _of_pairs(mask: Tensor) -> tuple[Tensor, Tensor]:
     """The verdicts on (B, H, L, S), pair by pair."""
-    mask = once(mask)
-    rest = (0, -mask.shape[3] % UNIT, 0, -mask.shape[2] % UNIT)
-    some, every = (
-        pad(mask, rest, value=value)
-        .unflatten(3, (-1, UNIT))
-        .unflatten(2, (-1, UNIT))
-        for value in (False, True)
-    )
-    return (
-        some.any(5).any(3).any(1).any(0),
-        every.all(5).all(3).all(1).all(0),
-    )
+    shares = avg_pool2d(once(mask).float(), UNIT, ceil_mode=True)
+    return shares.amax((0, 1)) > 0, shares.amin((0, 1)) == 1
 
 
 def once(x: Tensor) -> Tensor:

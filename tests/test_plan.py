@@ -21,6 +21,8 @@ from attention.plan import UNIT, Range, Verdict, plan, verdicts
 B, H, L, S = 2, 3, 3 * UNIT - 7, 4 * UNIT + 5
 LENGTHS = torch.tensor([100, 233])
 IDS = torch.arange(4096) // 90
+MARKED = (torch.arange(4096) % 150) < 100
+PAIRS = torch.ones(1024, 1024).triu().bool()
 
 # Those that ranges can answer, and those that they cannot.
 BY_RANGES = {
@@ -41,13 +43,18 @@ BY_RANGES = {
     "one side": lambda b, h, q, k: (q < 100) == (k < 100),
     "other side": lambda b, h, q, k: (q < 100) != (k < 100),
     "nothing": lambda b, h, q, k: q < q - 1,
+    "document": document(IDS),
+    "document of rows": document(torch.stack([IDS, IDS.flip(0)])),
+    "table": lambda b, h, q, k: IDS[q] > IDS[k],
+    "marked keys": lambda b, h, q, k: MARKED[k],
+    "marked keys of rows": lambda b, h, q, k: torch.stack([MARKED, ~MARKED])[b, k],
 }
 BY_PAIRS = {
-    "document": document(IDS),
     "odd": lambda b, h, q, k: (q + k) % 2 == 1,
     "blocks": lambda b, h, q, k: q // 100 == k // 100,
     "where": lambda b, h, q, k: torch.where(q > 100, k < 64, k > 200),
-    "table": lambda b, h, q, k: IDS[q] > IDS[k],
+    "a table of pairs": lambda b, h, q, k: PAIRS[q, k],
+    "far in a table": lambda b, h, q, k: IDS[900 + q - k + q - k + q - k] > 9,
 }
 MODS = BY_RANGES | BY_PAIRS
 
