@@ -74,6 +74,7 @@ class Range:
     __hash__ = None  # type: ignore[assignment]
 
     def clamp(self, *bounds: Any, **named: Any) -> Range:
+        """What becomes of the ends, as of all between."""
         return Range(*(x.clamp(*bounds, **named) for x in self))
 
     def __iter__(self) -> Iterator[Tensor]:
