@@ -85,9 +85,11 @@ class Range:
         cls, func: Any, types: Any, args: Any, kwargs: Any = None
     ) -> Range | Verdict:
         """What a table holds at these places: PyTorch asks here."""
-        table, index = args if func is Tensor.__getitem__ else (None, None)
+        if func is not Tensor.__getitem__:
+            raise TypeError("a range can be compared, and little else")
+        table, index = args
         *rest, places = index if isinstance(index, tuple) else (index,)
-        if len(rest) + 1 != getattr(table, "ndim", 0):
+        if len(rest) + 1 != table.ndim:
             raise TypeError("a table gives one number for a place")
         width = int((places.last - places.first).max()) + 1
         if width > 4 * UNIT:
