@@ -74,7 +74,7 @@ const STYLE = `
 export class Explorable extends HTMLElement {
   /** Called each time that the element comes into a page; what it made before stays. */
   connectedCallback() {
-    const data = this.querySelector('script[type="application/json"]');
+    const data = this.querySelector("script"); // instant navigation makes it anew, without its type
     if (this.shadowRoot || !data) return;
     this.given = JSON.parse(data.textContent);
     this.state = this.start(this.given);
@@ -132,7 +132,7 @@ export class Explorable extends HTMLElement {
   choice(path, label, options) {
     const select = make(
       "select",
-      { "data-state": path, onchange: ({ target }) => this.set({ [path]: Number(target.value) }) },
+      { "data-state": path, "aria-label": label, onchange: ({ target }) => this.set({ [path]: Number(target.value) }) },
       options.map((option, i) => make("option", { value: i }, option)),
     );
     return make("label", {}, label, select);
