@@ -37,7 +37,7 @@ TRIALS: list[Trial] = [
     for trial in importlib.import_module(f"trials.{found.name}").TRIALS
 ]
 each_trial = pytest.mark.parametrize(
-    "trial", TRIALS, ids=lambda trial: f"{trial.name} in {Path(trial.page).stem}"
+    "trial", TRIALS, ids=lambda trial: f"{trial.name} at {Path(trial.figure).stem}"
 )
 SHOWN = """root => [...root.shadowRoot.querySelectorAll("[data-n]")]
     .map(place => [place.dataset.n, place.textContent])"""
