@@ -89,7 +89,9 @@ def drag(across: float, up: float) -> Callable[[Locator], Any]:
         assert box and plane
         unit = plane["width"] / 320 * 150
         start = [box["x"] + box["width"] / 2, box["y"] + box["height"] / 2]
-        here = typed(element)
+        x, y, *_ = typed(element)
+        # What leaves the plane is drawn to its edge; no vector here leaves it but to the right.
+        here = (x, y) if x <= ACROSS[1] else (ACROSS[1], y * ACROSS[1] / x)
         assert abs(plane["x"] + unit * (here[0] - ACROSS[0] + 10 / 150) - start[0]) < 1
         assert abs(plane["y"] + unit * (UP[1] - here[1] + 10 / 150) - start[1]) < 1
         mouse = element.page.mouse
@@ -177,6 +179,7 @@ TRIALS = [
             Step("take one", tap("one"), now(moves=4)),
             Step("multiply it by ten", enter("number 1", "7.7"), to(0, 7.7)),
             Step("beyond the plane", enter("number 2", "2.5"), to(1, 2.5)),
+            Step("drag it back", drag(0.2, 0.9), put),
             Step("ask as step", choose("query", "step"), now(asks=5)),
             Step("move the word that asks", choose("move", "step"), now(moves=5)),
             Step("turn it round", drag(-0.7, 0.1), put),
