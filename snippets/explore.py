@@ -7,6 +7,7 @@ goes into the page as JSON, beside the drawing, and `docs/assets/explore/softmax
 A page that is not what was run keeps its drawings and gets neither.
 """
 
+import html
 import json
 import re
 import struct
@@ -33,8 +34,8 @@ def names(root: Path) -> set[str]:
 
 
 def as_json(value: object) -> str:
-    """What an explorable begins with, as a page carries it: never the end of a script."""
-    return json.dumps(_plain(value), ensure_ascii=False).replace("</", "<\\/")
+    """What an explorable begins with, as a page carries it."""
+    return json.dumps(_plain(value), ensure_ascii=False)
 
 
 def _plain(x: Any) -> Any:
@@ -58,9 +59,13 @@ def _shortest(x: Any) -> Any:
     return next((y for y in tries if struct.pack("f", y) == struct.pack("f", x)), x)
 
 
-def element(name: str, src: str, drawing: str) -> str:
-    """A drawing, and around it what will play with it."""
-    return f'<explore-{name} data-figure="{src}">{drawing}</explore-{name}>'
+def element(name: str, src: str, drawing: str, given: str = "") -> str:
+    """A drawing, and around it what will play with it.
+
+    In an attribute, for instant navigation would make a script of a script, whatever its type.
+    """
+    data = f' data-given="{html.escape(given)}"' if given else ""
+    return f'<explore-{name} data-figure="{src}"{data}>{drawing}</explore-{name}>'
 
 
 def bring(content: str, seen: dict[str, list[str]], base: str) -> str:
@@ -71,8 +76,7 @@ def bring(content: str, seen: dict[str, list[str]], base: str) -> str:
         if match["src"] not in seen:
             return match[0]
         wanted[match["name"]] = None
-        data = f'<script type="application/json">{seen[match["src"]][1]}</script>'
-        return element(match["name"], match["src"], data + match["inside"])
+        return element(match["name"], match["src"], match["inside"], seen[match["src"]][1])
 
     content = ELEMENT.sub(give, content)
     return content + "".join(
@@ -83,7 +87,6 @@ def bring(content: str, seen: dict[str, list[str]], base: str) -> str:
 def shown(soup: Any) -> dict[str, list[str]]:
     """What the explorables of a built page begin with, as the ledger has it."""
     return {
-        str(one["data-figure"]): [one.name.removeprefix("explore-"), data.string]
-        for data in soup.select("[data-figure] > script[type='application/json']")
-        if (one := data.parent)
+        str(one["data-figure"]): [one.name.removeprefix("explore-"), str(one["data-given"])]
+        for one in soup.select("[data-figure][data-given]")
     }

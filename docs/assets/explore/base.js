@@ -74,9 +74,8 @@ const STYLE = `
 export class Explorable extends HTMLElement {
   /** Called each time that the element comes into a page; what it made before stays. */
   connectedCallback() {
-    const data = this.querySelector("script"); // instant navigation makes it anew, without its type
-    if (this.shadowRoot || !data) return;
-    this.given = JSON.parse(data.textContent);
+    if (this.shadowRoot || !this.dataset.given) return;
+    this.given = JSON.parse(this.dataset.given);
     this.state = this.start(this.given);
     const again = make("button", { type: "button", onclick: () => this.begin() }, "Start again");
     this.live = make("div", { class: "live", role: "group", "aria-label": this.called(this.given) });
