@@ -107,12 +107,12 @@ class Masks extends Explorable {
   }
 
   style_ = `.sides{display:flex;flex-wrap:wrap;gap:.4rem 1.2rem}.sides>*{flex:1 1 13rem;min-width:0}
-    .rules{display:grid;grid-template-columns:auto minmax(3rem,1fr) 2.9em;gap:0 .6em;align-items:center;align-content:start}.rules label{grid-column:1/4}
+    .rules{display:grid;grid-template-columns:auto minmax(3rem,1fr) 4.1em;gap:0 .6em;align-items:center;align-content:start}.rules label{grid-column:1/4}
     table{table-layout:fixed;font-size:.56rem}th{padding:0;letter-spacing:-.02em}
     td,thead th:not(:first-child){text-align:center}tbody td{height:1.3rem;padding:0;border:1px solid color-mix(in srgb,var(--figure-faint) 30%,transparent)}
     .top{border-top:2px solid var(--figure-ink)}.left{border-left:2px solid var(--figure-ink)}.right{border-right:2px solid var(--figure-ink)}.bottom{border-bottom:2px solid var(--figure-ink)}
     .gone{background:repeating-linear-gradient(135deg,transparent 0 3px,color-mix(in srgb,var(--figure-faint) 25%,transparent) 3px 4px);color:var(--figure-faint)}
-    .unasked{visibility:hidden}pre{white-space:pre-wrap;font-size:.6rem;margin:.5em 0;min-height:5.8em}`;
+    .unasked{visibility:hidden}.unasked td{border-color:transparent}pre{white-space:pre-wrap;font-size:.6rem;margin:.5em 0;min-height:5.8em}`;
 
   async copy() {
     try {

@@ -71,11 +71,11 @@ class Rotary extends Explorable {
     ];
   }
 
-  style_ = `.places{display:grid;grid-template-columns:auto 1fr auto;gap:.3em .7em;align-items:center}.places input[type=number]{width:5.6em}
+  style_ = `.places{display:grid;grid-template-columns:auto 1fr auto;gap:.3em .7em;align-items:center;margin-bottom:.4em}.places input[type=number]{width:5.6em}
     .planes{display:flex;gap:.5rem;justify-content:center;margin-top:.5em;text-align:center;font-size:.56rem}.planes div{flex:0 1 10rem;min-width:0}
     .planes svg{width:100%}svg text{font-size:6px}.axis{stroke:color-mix(in srgb,var(--figure-faint) 40%,transparent);stroke-width:.6}
     g line{stroke-width:2;vector-effect:non-scaling-stroke}.query{stroke:var(--figure-accent);fill:var(--figure-accent)}.key{stroke:var(--figure-ink);fill:var(--figure-ink)}
-    .key line{stroke-dasharray:5 3}.ghost{opacity:.3}.ghost circle{display:none}.new{color:var(--figure-accent);font-weight:600}`;
+    .key line{stroke-dasharray:5 3}.ghost{opacity:.3}.ghost circle{display:none}td{padding:.1em .15em}.new{color:var(--figure-accent);font-weight:600}`;
 
   /** Query and key at places that lie so many further on. */
   turned(s, given, on = 0) {
