@@ -26,26 +26,38 @@ ALSO = {
     aten.new_ones.default,  # these two begin torch's and_masks and or_masks
     aten.new_zeros.default,
 }
+SIX = (1, 1, 2, 3)  # rows, heads, queries and keys of the six
 
 
 # --8<-- [start:at_once]
 def at_once(mod: Callable[..., Tensor], *pair: Tensor) -> bool:
     """Whether a mod computes number by number.
 
+    It is asked about one pair, and about the same pair six times over.
+
     Args:
-        mod: a mask mod or a score mod; it is run twice.
-        pair: its arguments for one pair, each ().
+        mod: a mask mod or a score mod.
+        pair: its arguments for one pair, each (). A score should not be 0.
     """
     if torch._C._are_functorch_transforms_active():
         return False
+    *score, b, h, q_idx, kv_idx = pair
     try:
-        with torch.no_grad():
-            out = mod(*pair)
         with torch.no_grad(), Operations() as seen:
-            after = mod(*(x.view(1, 1, 1, 1) for x in pair))
+            many = mod(
+                *(x.expand(SIX) for x in score),
+                *(x.view(1, 1, 1, 1) for x in (b, h)),
+                q_idx.expand(1, 1, SIX[2], 1),
+                kv_idx.expand(1, 1, 1, SIX[3]),
+            )
+        with torch.no_grad():
+            one = mod(*pair)
+        same = one.dim() == 0 and torch.equal(
+            many.expand(SIX), one.expand(SIX)
+        )
     except Exception:  # it minds the shape
         return False
-    return seen.by_number and out.dim() == 0 and after.dim() == 4
+    return seen.by_number and same
 
 
 # --8<-- [end:at_once]
@@ -53,7 +65,7 @@ def at_once(mod: Callable[..., Tensor], *pair: Tensor) -> bool:
 
 # --8<-- [start:Operations]
 class Operations(TorchDispatchMode):
-    """Sees whether what becomes of (1, 1, 1, 1) is made number by number."""
+    """Sees whether what becomes of six pairs is made number by number."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -76,12 +88,13 @@ class Operations(TorchDispatchMode):
 
 def _by_number(func: Any, args: tuple[Any, ...], kwargs: Any) -> bool:
     tensors = [*tensors_in((args, kwargs))]
-    of_pairs = [x.shape == (1, 1, 1, 1) for x in tensors]
-    if not any(of_pairs):  # of what the mod captures alone
+    if not any(map(_of_six, tensors)):  # of what the mod captures alone
         return not func._schema.is_mutable
     if func is aten.index.Tensor:  # table[i, j], a number of each
         table, indices = args
-        return len(indices) == table.dim() and all(of_pairs[1:])
+        return len(tensors) == 1 + len(indices) == 1 + table.dim() and all(
+            map(_of_six, tensors[1:])
+        )
     # Beside a tensor, the wider type of a single number would not count.
     beside, dtype = (
         reduce(torch.promote_types, [x.dtype for x in xs])
@@ -91,6 +104,13 @@ def _by_number(func: Any, args: tuple[Any, ...], kwargs: Any) -> bool:
         (torch.Tag.pointwise in func.tags or func in ALSO)
         and torch.Tag.nondeterministic_seeded not in func.tags
         and not func._schema.is_mutable
-        and all(x.dim() == 0 or x.shape == (1, 1, 1, 1) for x in tensors)
+        and all(x.dim() == 0 or _of_six(x) for x in tensors)
         and (beside == dtype or not beside.is_floating_point)
+    )
+
+
+def _of_six(x: Tensor) -> bool:
+    """Whether it may stem from the six pairs: it broadcasts to them."""
+    return x.dim() == 4 and all(
+        m in (1, n) for m, n in zip(x.shape, SIX, strict=True)
     )

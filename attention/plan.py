@@ -4,8 +4,8 @@ A mask mod compares positions. Give it a range, from a first place to a last,
 where it expects a position, and each comparison has two answers: does it hold
 for some of these places, and does it hold for every one? So a mod is asked
 about thousands of tiles at once, and does not notice. A table is looked up at
-each place of a range, and gives a range. What a mod cannot say of
-ranges, it is asked pair by pair.
+each place of a range, and gives a range. What a mod cannot say of ranges, it
+is asked pair by pair.
 
 Sources: ranges as numbers, Moore, "Interval Analysis" (1966); tiles of which
 all pairs, some or none count, Dong et al., "Flex Attention" (2024).
@@ -14,7 +14,7 @@ all pairs, some or none count, Dong et al., "Flex Attention" (2024).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -269,7 +269,7 @@ def verdicts(mask: Mask, where: Where) -> tuple[Tensor, Tensor, bool]:
         together; and whether the mod may be asked about all pairs at once.
     """
     if isinstance(mask, Tensor):
-        return *_of_pairs(mask), False
+        return *_of_pairs(mask.split(UNIT, dim=2)), False
     b, h, q_idx, kv_idx = where
     mod = mask_mod(mask)
     q, k = _units(q_idx, -1), _units(kv_idx, -2)
@@ -285,13 +285,10 @@ def verdicts(mask: Mask, where: Where) -> tuple[Tensor, Tensor, bool]:
         try:
             some, every = _for_each(mod, b, h, q, k)
         except Exception:
-            parts = q_idx.split(UNIT, dim=-1)
-            masks = (
+            some, every = _of_pairs(
                 over_pairs(mod, b, h, x, kv_idx, at_once=by_number)
-                for x in parts
+                for x in q_idx.split(UNIT, dim=-1)
             )
-            found = [_of_pairs(x) for x in masks]
-            some, every = (torch.cat(x) for x in zip(*found, strict=True))
     return (
         some.flatten(0, -3).any(0) if some.dim() > 2 else some,
         every.flatten(0, -3).all(0) if every.dim() > 2 else every,
@@ -357,10 +354,16 @@ def _for_each(
     return found
 
 
-def _of_pairs(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The verdicts on (B, H, L, S), pair by pair."""
-    shares = avg_pool2d(once(mask).float(), UNIT, ceil_mode=True)
-    return shares.amax((0, 1)) > 0, shares.amin((0, 1)) == 1
+def _of_pairs(strips: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """The verdicts on masks (B, H, UNIT or less, S), pair by pair."""
+    some, every = [], []
+    for mask in strips:  # one at a time: as numbers they are large
+        shares = avg_pool2d(
+            once(mask).float(), (mask.shape[2], UNIT), ceil_mode=True
+        )
+        some.append(shares.amax((0, 1)) > 0)
+        every.append(shares.amin((0, 1)) == 1)
+    return torch.cat(some), torch.cat(every)
 
 
 def once(x: Tensor) -> Tensor:

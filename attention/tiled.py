@@ -117,7 +117,7 @@ def _how(
     if callable(mod) and transformed:
         captured(mod, *pair)
     if score_mod is not None:
-        pair = (widen(query.new_zeros(())), *pair)
+        pair = (widen(query.new_ones(())), *pair)
         if transformed or torch.is_grad_enabled():
             learns = captured(score_mod, *pair)
         how = replace(how, at_once=at_once(score_mod, *pair))

@@ -53,6 +53,9 @@ MASKS = {
 ONE_BY_ONE = {
     "a sum over pairs": lambda s, b, h, q, k: s - s.sum(),
     "a running sum": lambda s, b, h, q, k: s + q.cumsum(-1) if q.dim() else s + q,
+    "a column of a table": lambda s, b, h, q, k: s + OF_HEADS.T[:, h].mean(),
+    "how many there are": lambda s, b, h, q, k: s / s.numel(),
+    "other words for many": lambda s, b, h, q, k: s if s.dim() == 0 else 2 * s,
     "a row of a table": lambda s, b, h, q, k: s + OF_HEADS[h][q],
     "an embedding": lambda s, b, h, q, k: s + torch.nn.functional.embedding(h, OF_HEADS)[..., 0],
     "Python's if": with_if,
@@ -68,6 +71,7 @@ ONE_BY_ONE = {
 NO_MODS = {
     "four dimensions": lambda s, b, h, q, k: s + OF_PAIRS[:1, :1, :1, :1],
     "two numbers": lambda s, b, h, q, k: torch.stack([s, s]),
+    "no tensor": lambda s, b, h, q, k: 0.0,
     "an error": lambda s, b, h, q, k: OF_HEADS[h, 1000] + s,
 }
 
