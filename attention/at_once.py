@@ -39,8 +39,6 @@ def at_once(mod: Callable[..., Tensor], *pair: Tensor) -> bool:
         mod: a mask mod or a score mod.
         pair: its arguments for one pair, each (). A score should not be 0.
     """
-    if torch._C._are_functorch_transforms_active():
-        return False
     *score, b, h, q_idx, kv_idx = pair
     try:
         with torch.no_grad(), Operations() as seen:
@@ -89,7 +87,7 @@ class Operations(TorchDispatchMode):
 def _by_number(func: Any, args: tuple[Any, ...], kwargs: Any) -> bool:
     tensors = [*tensors_in((args, kwargs))]
     if not any(map(_of_six, tensors)):  # of what the mod captures alone
-        return not func._schema.is_mutable
+        return True
     if func is aten.index.Tensor:  # table[i, j], a number of each
         table, indices = args
         return len(tensors) == 1 + len(indices) == 1 + table.dim() and all(
@@ -102,7 +100,6 @@ def _by_number(func: Any, args: tuple[Any, ...], kwargs: Any) -> bool:
     )
     return (
         (torch.Tag.pointwise in func.tags or func in ALSO)
-        and torch.Tag.nondeterministic_seeded not in func.tags
         and not func._schema.is_mutable
         and all(x.dim() == 0 or _of_six(x) for x in tensors)
         and (beside == dtype or not beside.is_floating_point)

@@ -89,8 +89,6 @@ class Range:
             raise TypeError("a range can be compared, and little else")
         table, index = args
         *rest, places = index if isinstance(index, tuple) else (index,)
-        if len(rest) + 1 != table.ndim:
-            raise TypeError("a table gives one number for a place")
         width = int((places.last - places.first).max()) + 1
         if width > 4 * UNIT:
             raise TypeError("too many places to look at")

@@ -61,6 +61,8 @@ ONE_BY_ONE = {
     "Python's if": with_if,
     "a mean of two": lambda s, b, h, q, k: s + torch.stack([q, k]).float().mean(),
     "chance": lambda s, b, h, q, k: s + torch.rand_like(s),
+    "in place, of its own": lambda s, b, h, q, k: (2 * s).add_(q),
+    "a mean with a table": lambda s, b, h, q, k: (s + torch.ones(3, 1, 1)).mean(),
     "in place": lambda s, b, h, q, k: s.add_(1.0),
     "numbers of a wider type": lambda s, b, h, q, k: (s * DOUBLE).float(),
     "one number for each head": lambda s, b, h, q, k: (s + HEADS).sum(-1),

@@ -370,3 +370,40 @@ def test_a_score_of_minus_infinity_from_a_mod_hides_the_pair():
     assert not out[:, :, 0].any() and (lse[:, :, 0] == -math.inf).all()
     grads = torch.autograd.grad(out.sin().sum(), given)
     assert all(x.isfinite().all() for x in grads)
+
+
+def test_what_a_score_mod_says_of_hidden_pairs_does_not_count():
+    given = tensors(seed=4)
+
+    def wild(score, b, h, q_idx, kv_idx):
+        return torch.where(q_idx >= kv_idx, score, torch.nan)
+
+    at = {"query_offset": 3, "key_offset": 0, "mask": causal, "return_lse": True}
+    got = attention(*given, **at, score_mod=wild, kernel="tiled")
+    want = attention(*given, **at)
+    for x, y in zip(got, want, strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def test_a_mask_of_more_than_one_answer_is_refused_as_by_the_reference():
+    rows = torch.randn(40, 2)
+    at = {"query_offset": 0, "key_offset": 0, "mask": lambda b, h, q, k: rows[q] > rows[k]}
+    for kernel in ("reference", "tiled"):
+        with pytest.raises(TypeError, match="mask must return one torch.bool"):
+            attention(*tensors(), **at, kernel=kernel)
+
+
+OF_HEADS = torch.randn(H, 9, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+NOT_AT_ONCE = {
+    "counts the scores": lambda s, b, h, q, k: s * s.numel(),
+    "a mean of its head": lambda s, b, h, q, k: s + OF_HEADS.T[:, h].mean(),
+}
+
+
+@pytest.mark.parametrize("name", NOT_AT_ONCE)
+def test_a_score_mod_of_one_pair_is_one_of_one_pair(name):
+    """What would say something else of many pairs is asked about each."""
+    given = tensors(seed=6)
+    at = {"query_offset": 0, "key_offset": 0, "score_mod": NOT_AT_ONCE[name]}
+    got, want = (attention(*given, **at, kernel=kernel) for kernel in ("tiled", "reference"))
+    torch.testing.assert_close(got, want)
