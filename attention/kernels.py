@@ -6,6 +6,7 @@ of `attention.dot_product.reference`.
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,10 @@ Run: TypeAlias = Callable[..., tuple[Tensor, Any]]
 
 # What a call can ask of a kernel beyond the output itself.
 CAPABILITIES = (
+    "tensors on a CPU",
+    "any mask",
     "score_mod",
+    "heads wider than 128",
     "return_lse",
     "gradients on a CPU",
     "gradients of what a score_mod captures",
@@ -47,7 +51,15 @@ class Kernel:
 
     def load(self) -> Run:
         """The kernel itself."""
-        _import(self.module)
+        try:
+            _import(self.module)
+        except ModuleNotFoundError as error:
+            if error.name != "triton":
+                raise
+            raise ModuleNotFoundError(
+                "kernel='triton' needs the package triton, for Linux: "
+                "pip install 'attention-book[triton]'"
+            ) from error
         run: Run = getattr(sys.modules[self.module], self.function)
         return run
 
@@ -92,6 +104,19 @@ KERNELS = {
             "torch.compile in one graph": "its plan is made as it runs",
         },
     ),
+    "triton": Kernel(
+        "attention.triton_kernel",
+        "triton_tiled",
+        {
+            "tensors on a CPU": "it is for a GPU, or for TRITON_INTERPRET=1",
+            "any mask": "each query must be known to see one run of keys",
+            "score_mod": "it knows masks alone",
+            "heads wider than 128": "what it carries along would not fit",
+            "gradients of what a score_mod captures": "it takes no score_mod",
+            "second derivatives": "its backward pass has no derivative",
+            "torch.compile in one graph": "a mask is solved as it runs",
+        },
+    ),
 }
 # --8<-- [end:KERNELS]
 
@@ -112,22 +137,34 @@ def find(
     if name not in KERNELS:
         known = ", ".join(KERNELS)
         raise ValueError(f"kernel={name!r} must be one of {known}")
-    kernel = KERNELS[name]
+    device = tensors[0].device.type
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     needs = {
+        "tensors on a CPU": device == "cpu" and not interpreted(),
         "score_mod": score_mod is not None,
         "return_lse": return_lse,
-        "gradients on a CPU": learns and tensors[0].device.type == "cpu",
+        "gradients on a CPU": learns and device == "cpu",
     }
-    needed = {capability for capability, need in needs.items() if need}
-    for capability, why in kernel.cannot.items():
-        if capability in needed:
-            able = [n for n, k in KERNELS.items() if not needed & {*k.cannot}]
-            raise NotImplementedError(
-                f"kernel={name!r} cannot do {capability}: {why}; "
-                f"{listed(able)} can"
-            )
-    return kernel.load()
+    needed = [capability for capability, need in needs.items() if need]
+    for capability in needed:
+        if capability in KERNELS[name].cannot:
+            rest = [x for x in needed if x != capability]
+            raise refusal(name, capability, *rest)
+    return KERNELS[name].load()
+
+
+def refusal(name: str, *needed: str) -> NotImplementedError:
+    """The error of a kernel that lacks the first of what is needed."""
+    able = [n for n, k in KERNELS.items() if not {*needed} & {*k.cannot}]
+    return NotImplementedError(
+        f"kernel={name!r} cannot do {needed[0]}: "
+        f"{KERNELS[name].cannot[needed[0]]}; {listed(able)} can"
+    )
+
+
+def interpreted() -> bool:
+    """Whether Triton runs in Python: then tensors on a CPU will do."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def listed(names: list[str]) -> str:
