@@ -396,9 +396,12 @@ def triton_tiled(
     """
     if max(query.shape[-1], value.shape[-1]) > WIDEST:
         raise refusal("triton", "heads wider than 128")
+    if 0 in (*query.shape[:3], key.shape[2]):  # there is nothing to run
+        lse = widen(query.new_full(query.shape[:3], -math.inf))
+        return query.new_zeros(*query.shape[:3], value.shape[-1]), lse
     try:
         seen = runs(mask, query, key, query_offset, key_offset)
-    except Exception as error:  # a mod may do whatever it likes
+    except (TypeError, AttributeError) as error:  # it wants something else
         raise refusal("triton", "any mask") from error
     apply: Any = _Triton.apply
     out, lse = apply(query, key, value, *seen, scale)
@@ -481,8 +484,6 @@ class _Triton(torch.autograd.Function):
         """The output (B, H, L, Dv) and the log-sum-exp (B, H, L)."""
         out = query.new_empty(*query.shape[:3], value.shape[-1])
         lse = widen(query[:0]).new_empty(query.shape[:3])
-        if 0 in (*query.shape[:3], key.shape[2]):  # there is nothing to run
-            return out.zero_(), lse.fill_(-math.inf)
         tensors = [query, key, value, first, last, out, lse]
         _launch(forward, tensors, query, value, scale)
         return out, lse
@@ -519,8 +520,6 @@ class _Gradients(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         """Those of query, key and value."""
         grads = [torch.zeros_like(x) for x in (query, key, value)]
-        if 0 in (*query.shape[:3], key.shape[2]):
-            return tuple(grads)
         delta = torch.empty_like(lse)
         given = [query, key, value, first, last]
         rest = [out, lse, grad_out, grad_lse, delta, grads[0]]

@@ -191,6 +191,14 @@ MASKS = {
 }
 
 
+# Of which each query sees one run of keys, and a kernel that wants no other can tell.
+RUNS = (
+    *("none", "causal", "sliding_window", "first_tokens", "prefix_lm", "document", "padding"),
+    *("shift of causal", "shift back: blind queries", "causal and padding"),
+    *("causal and document", "BlockMask of causal"),
+)
+
+
 @dataclass(frozen=True)
 class Scoring:
     """A score mod for the package, what it means, and the table that it captures, if any."""
@@ -272,7 +280,7 @@ DTYPES = {
     torch.float16: 6e-4,
     torch.bfloat16: 5e-3,
 }
-ROUNDS = {"flex": 20}
+ROUNDS = {"flex": 20, "triton": 5}
 OFFSETS = ("none", "ints", "one a row")
 
 
@@ -421,6 +429,8 @@ def refusals(kernel: str, case: Case) -> dict[str, str | None]:
         "gradients of what is captured": ["gradients of what a score_mod captures"],
     }
     scored = ["score_mod"] if case.score != "none" else []
+    if case.mask not in RUNS:
+        scored.append("any mask")
     return {
         aspect: next((c for c in scored + needs[aspect] if c in lacks), None)
         for aspect in ASPECTS
