@@ -109,7 +109,7 @@ class Keys:
         """How many keys come before the number x, or before and with it."""
         if self.order == 0:
             raise TypeError("whether these numbers grow is not known")
-        x = torch.as_tensor(_single(x) - self.of_query).to(self.of_key)
+        x = torch.as_tensor(_single(x) - self.of_query)
         x = x.expand(torch.broadcast_shapes(x.shape, (1, 1, 1)))
         rows = torch.broadcast_shapes(x.shape[:-1], self.of_key.shape[:-1])
         of_key, x = (
@@ -162,6 +162,8 @@ class Run:
 
 def _single(x: object) -> Tensor:
     """A number, or one of each query."""
+    if not isinstance(x, (Tensor, int, float)):
+        raise TypeError("keys are compared with numbers")
     x = torch.as_tensor(x)
     if x.dim() not in (0, 3):  # rows, heads, queries
         raise TypeError("keys are compared with single numbers")
@@ -223,7 +225,7 @@ def runs(
             for offset, n in ((query_offset, L), (key_offset, S))
         )
         keys = Keys(kv_idx, order=1)
-        run = _run(mod(b.view(-1, 1, 1), h.view(-1, 1), q_idx, keys))
+        run = _run(mod(b.view(-1, 1, 1), h.view(1, -1, 1), q_idx, keys))
     none = torch.zeros((), dtype=torch.int64, device=device)
     first = none if run.first is None else run.first
     last = none + S if run.last is None else run.last.clamp(max=S)
