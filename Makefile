@@ -69,6 +69,7 @@ bench: $(READY) ## measure again what pages show of the running task and the ker
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(PY) -m benchmarks.recall
 	$(PY) -m benchmarks.kernels
+	$(PY) -m benchmarks.compiled
 
 # Not $(READY): the pins may be what keeps the set-up from finishing. The header
 # of constraints.txt, up to its first empty line, stays.

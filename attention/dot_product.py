@@ -184,7 +184,8 @@ def attention(
         kernel: how to compute it. "reference" writes the formula out; "sdpa"
             is F.scaled_dot_product_attention, which takes no score_mod and
             gives no log-sum-exp; "flex" is FlexAttention, without gradients on
-            a CPU; "tiled" never holds more scores than a tile has.
+            a CPU; "tiled" never holds more scores than a tile has; "triton" is
+            the same on a GPU, for masks that leave a query one run of keys.
         return_lse: return the log-sum-exp of each query's scores as well.
 
     Returns:

@@ -3,7 +3,7 @@
     ![The weights of journey](figures/softmax-weights.svg){data-explore="softmax" data-given="…"}
 
 The expression is evaluated where the figure stands, in the run that checks the page. What it gives
-goes into the page as JSON, beside the drawing, and `docs/assets/explore/softmax.js` begins there.
+goes into an attribute as JSON, and `docs/assets/explore/softmax.js` begins there.
 A page that is not what was run keeps its drawings and gets neither.
 """
 

@@ -14,6 +14,7 @@ expected. Every size of a shape is another prime where it can be, so that swappe
 import functools
 import json
 import math
+import os
 import platform
 import sys
 import unittest.mock
@@ -23,6 +24,8 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
+
+os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 import torch.nn.attention.flex_attention as flex_attention

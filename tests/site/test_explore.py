@@ -87,6 +87,7 @@ def tab(browser: Browser) -> Iterator[Page]:
         yield page
 
 
+@pytest.mark.usefixtures("site")
 def test_every_explorable_of_the_book_has_a_trial() -> None:
     placed = {
         (f"{path.relative_to(ROOT / 'docs')}", figure)

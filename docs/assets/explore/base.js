@@ -111,6 +111,14 @@ export class Explorable extends HTMLElement {
     this.said.textContent = this.sentence(numbers, this.state, this.given);
   }
 
+  /** A bar behind each weight, as long as it is. */
+  bars(numbers) {
+    for (const cell of this.live.querySelectorAll("[data-weight]")) {
+      const share = 100 * numbers[`weights.${cell.dataset.weight}`];
+      cell.style.background = `linear-gradient(to right, ${shade(1)} ${share}%, transparent ${share}%)`;
+    }
+  }
+
   /** A control for `path` of the state, "scores.0" say; `attrs` are those of the input. */
   control(path, label, attrs, { hidden = false } = {}) {
     const change = ({ target }) => {

@@ -1,7 +1,7 @@
 // Six words in a plane: one asks, one moves; scores, weights and the mix follow, written out.
 // It begins with `words` that are their own queries, keys and values, or with those three, each by
 // itself, and `causal` where later words can be hidden.
-import { Explorable, dot, make, mix, shade, shows, softmax } from "./base.js";
+import { Explorable, dot, make, mix, shows, softmax } from "./base.js";
 
 const LOW = [-1, -0.4];
 const HIGH = [1, 1.6];
@@ -178,10 +178,7 @@ class SixTokens extends Explorable {
     const where = `${this.arrows[state.moves].name.textContent}: ${across} across, ${up} up`;
     give(this.handle, { cx, cy, "aria-valuenow": across, "aria-valuetext": where });
     this.inputs.forEach((input, d) => Number(input.value) === vector[d] || (input.value = rounded(vector[d])));
-    for (const cell of this.live.querySelectorAll("[data-weight]")) {
-      const share = 100 * numbers[`weights.${cell.dataset.weight}`];
-      cell.style.background = `linear-gradient(to right, ${shade(1)} ${share}%, transparent ${share}%)`;
-    }
+    this.bars(numbers);
   }
 
   sentence(numbers, { asks }, { tokens }) {

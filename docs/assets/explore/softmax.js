@@ -41,7 +41,7 @@ class Softmax extends Explorable {
         make("td", {}, shows(`scores.${i}`)),
         make("td", { "data-weight": i }, shows(`weights.${i}`)),
       ));
-    const head = ["word", "", sizes ? "score in" : "score", "weight"].map((text) => make(text ? "th" : "td", text ? { scope: "col" } : {}, text));
+    const head = ["word", "", "score", "weight"].map((text) => make(text ? "th" : "td", text ? { scope: "col" } : {}, text));
     const cells = tokens.map((token, i) =>
       make("tr", {}, make("th", { scope: "row" }, token), tokens.map((_, j) => shows(`jacobian.${i}.${j}`, 2, "td"))));
     const columns = tokens.map((token) => make("th", { scope: "col" }, token));
@@ -79,10 +79,7 @@ class Softmax extends Explorable {
   }
 
   paint(numbers) {
-    for (const cell of this.live.querySelectorAll("[data-weight]")) {
-      const share = 100 * numbers[`weights.${cell.dataset.weight}`];
-      cell.style.background = `linear-gradient(to right, ${shade(1)} ${share}%, transparent ${share}%)`;
-    }
+    this.bars(numbers);
     for (const cell of this.live.querySelectorAll(".jacobian td[data-n]")) {
       cell.style.background = shade(4 * Math.abs(numbers[cell.dataset.n]));
     }
