@@ -113,6 +113,19 @@ def test_a_gradient_may_come_expanded_or_not_at_all(use):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
 
 
+def test_what_is_said_of_queries_that_see_nothing_changes_nothing():
+    given = tensors(1, 1, 40, 50, 3, 3)
+    how = {**CASES["blind among others"], "return_lse": True}
+    grads = []
+    for kernel in ("triton", "reference"):
+        found = attention(*given, **how, kernel=kernel)
+        said = [torch.arange(1.0, x.numel() + 1).view_as(x).to(x.dtype) for x in found]
+        grads.append(torch.autograd.grad(found, given, said))
+    for got, want in zip(*grads, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-9)
+    assert not grads[0][0][:, :, ::3].any()
+
+
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, of NaN
 def test_what_nobody_sees_may_be_nan_in_whatever_tile():
     mask = padding(torch.tensor([40]))
