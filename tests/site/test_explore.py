@@ -72,8 +72,10 @@ def differs(shown: list[list[str]], want: Numbers) -> list[str]:
         elif abs(value) == float("inf"):
             expected = "∞" if value > 0 else "−∞"
         else:
-            expected = f"{value:.{len(text.partition('.')[2])}f}"
-        if text.lstrip("-") != expected.lstrip("-") or (text != expected and float(text) != 0):
+            expected = f"{value:.{len(text.partition('.')[2])}f}".replace("-", "−")
+            if not expected.strip("−0."):  # no zero has a sign
+                expected = expected.strip("−")
+        if text != expected:
             wrong.append(f"{name}: {text}, not {expected}")
     wrong += [f"{name} is not shown" for name in want.keys() - {name for name, _ in shown}]
     return wrong

@@ -36,12 +36,23 @@ export const make = (name, attrs = {}, ...inside) => {
 export const shows = (key, digits = 4, name = "span", attrs = {}) =>
   make(name, { "data-n": key, "data-digits": digits, ...attrs });
 
-const write = (value, digits) =>
-  typeof value !== "number" ? value : Number.isFinite(value) ? value.toFixed(digits) : value > 0 ? "∞" : "−∞";
+const write = (value, digits) => {
+  if (typeof value !== "number") return value;
+  const text = Number.isFinite(value) ? Math.abs(value).toFixed(digits) : "∞";
+  return value < 0 && Number(text) !== 0 ? `−${text}` : text;
+};
+
+export const clamp = (x, least, most) => Math.min(most, Math.max(least, x));
 
 /** The share of the accent behind a number from 0 to 1; text stays readable on all of it. */
 export const shade = (share) =>
   `color-mix(in srgb, var(--figure-accent) ${(45 * Math.min(1, Math.max(0, share))).toFixed(1)}%, transparent)`;
+
+/** What a control of numbers says, in its range and on its steps. */
+const within = ({ type, value, min, max, step }) => {
+  const x = Number(value);
+  return type === "number" ? clamp(step === "1" ? Math.round(x) : x, Number(min), Number(max)) : x;
+};
 
 const STYLE = `
   :host{display:block}
@@ -58,6 +69,7 @@ const STYLE = `
   input[type=range]{flex:1;min-width:4rem;width:100%;margin:0;height:1.2rem}
   input[type=number]{width:4.6em;box-sizing:border-box}
   button{cursor:pointer}
+  button,input,select,[tabindex]{scroll-margin-block:4rem}
   :focus-visible{outline:2px solid var(--figure-accent);outline-offset:2px}
   table{border-collapse:collapse;margin:.4em 0;width:100%}
   caption{text-align:left;color:var(--figure-faint);padding:.2em 0}
@@ -81,7 +93,8 @@ export class Explorable extends HTMLElement {
     this.live = make("div", { class: "live", role: "group", "aria-label": this.called(this.given) });
     this.said = make("p", { class: "said", role: "status" });
     this.live.append(make("p", { class: "how" }, this.how(this.given)), ...this.build(this.given));
-    this.live.append(this.said, again);
+    if (!this.live.contains(this.said)) this.live.append(this.said);
+    this.live.append(again);
     this.attachShadow({ mode: "open" }).append(make("style", {}, STYLE + (this.style_ ?? "")), this.live, make("slot"));
     this.show();
   }
@@ -122,15 +135,16 @@ export class Explorable extends HTMLElement {
   /** A control for `path` of the state, "scores.0" say; `attrs` are those of the input. */
   control(path, label, attrs, { hidden = false } = {}) {
     const change = ({ target }) => {
-      const value = target.type === "checkbox" ? target.checked : Number(target.value);
-      if (target.value === "" || Number.isNaN(value)) return;
+      if (target.value === "") return;
+      const value = target.type === "checkbox" ? target.checked : within(target);
       const state = structuredClone(this.state);
       const keys = path.split(".");
       const last = keys.pop();
       keys.reduce((at, key) => at[key], state)[last] = value;
       this.set(state);
     };
-    const input = make("input", { ...attrs, "data-state": path, oninput: change, "aria-label": hidden ? label : undefined });
+    const left = ({ target }) => target.value === "" && this.show();
+    const input = make("input", { ...attrs, "data-state": path, oninput: change, onblur: left, "aria-label": hidden ? label : undefined });
     if (hidden) return input;
     return attrs.type === "checkbox" ? make("label", {}, input, label) : make("label", {}, label, input);
   }

@@ -53,7 +53,7 @@ class Heads extends Explorable {
     .cut th:first-child,.cut thead td{width:22%}
     .weights{font-size:.56rem}.weights thead th{padding-right:0;padding-inline:0 .2em;letter-spacing:-.02em}.weights .met{color:var(--figure-ink);text-decoration:underline}
     @media(max-width:30em){.live{padding:.5rem .4rem}.cut{font-size:.56rem}.weights td{padding-inline:0 .1em}.weights th{padding:0}.said{min-height:4.4em}}
-    button[aria-pressed=true]{border-color:var(--figure-accent);box-shadow:inset 0 0 0 1px var(--figure-accent)}`;
+    button[aria-pressed=true]{background:${shade(0.6)};font-weight:700}`;
 
   numbers({ asks, meets, heads }, { tokens, query, key, value }) {
     const width = query[0].length;

@@ -66,7 +66,7 @@ class Masks extends Explorable {
   }
 
   how() {
-    return "Change the rules. Which of them leave a tile with no pair to see, so that a kernel need not compute it?";
+    return "Change the rules. Which of them leave a tile (a heavy frame) with no pair to see, so that a kernel need not compute it?";
   }
 
   /** The mask of the page: a window of three, and the first token. */
@@ -157,12 +157,16 @@ class Masks extends Explorable {
   }
 
   sentence(numbers, s, { tokens }) {
+    const grid = String(table(s, tokens.length)) + s.start;
+    const same = grid === this.before ? "The same pairs as before. " : "";
+    this.before = grid;
+    const alone = !s.window && s.first ? `No window: of what is before, the first ${s.first} alone. ` : "";
     const seen = (q) => tokens.filter((_, k) => numbers[`cell.${q}.${k}`] === "1");
     const blind = tokens.filter((_, q) => q >= s.start && seen(q).length === 0);
     const last = tokens.length - 1;
     return blind.length
-      ? `Nothing to see, and zeros for an output: ${blind.join(", ")}.`
-      : `${tokens[last]} sees ${seen(last).join(", ")}.`;
+      ? `${same}${alone}Nothing to see, and zeros for an output: ${blind.join(", ")}.`
+      : `${same}${alone}${tokens[last]} sees ${seen(last).join(", ")}.`;
   }
 }
 

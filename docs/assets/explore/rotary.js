@@ -1,5 +1,5 @@
 // Two arrows turned by their places: the score knows the distance, as long as both are paired alike.
-import { Explorable, dot, make, shows, sum } from "./base.js";
+import { Explorable, clamp, dot, make, shows, sum } from "./base.js";
 
 const PAIRINGS = ["interleaved", "half"];
 const WORDS = ["query", "key"];
@@ -26,7 +26,7 @@ class Rotary extends Explorable {
 
   how({ rules }) {
     return rules
-      ? "Which rule keeps all four pairs to angles that training showed? Then pair the query otherwise than the key: what does the score know now?"
+      ? "Which rules keep all four pairs to angles that training showed? Then pair the query otherwise than the key: what does the score know now?"
       : "Move one word, then both. When does the score change?";
   }
 
@@ -39,7 +39,7 @@ class Rotary extends Explorable {
     const move = WORDS.flatMap((word, w) => [
       make("span", {}, `${words[w]} at`),
       this.control(word, `place of ${words[w]}`, { type: "range", min: 0, max: most, step: 1 }, { hidden: true }),
-      this.control(word, `place of ${words[w]} as a number`, { type: "number", step: 1 }, { hidden: true }),
+      this.control(word, `place of ${words[w]} as a number`, { type: "number", min: 0, max: 2 * most, step: 1 }, { hidden: true }),
     ]);
     const arrow = (kind) => make("g", { class: kind }, make("line"), make("circle", { r: 2.4 }));
     this.planes = speeds[0].map((_, i) => {
@@ -65,7 +65,7 @@ class Rotary extends Explorable {
         make("caption", {}, "How often each pair comes round over the distance, and over a text of training"),
         make("thead", {}, make("tr", {}, head.map((text) => make("th", { scope: "col" }, text)))), make("tbody", {}, rows))
         : make("p", {}, ...vector("query"), " · ", ...vector("key"), " = ", shows("score")),
-      make("p", {}, `${words[0]} at `, shows("at.query", 0), `, ${words[1]} at `, shows("at.key", 0), ", distance ", shows("distance", 0), ": score ", shows("score"), ". Both ten places on: ", shows("later"), "."),
+      make("p", {}, `${words[0]} at `, shows("at.query", 0), `, ${words[1]} at `, shows("at.key", 0), ", key less query ", shows("distance", 0), ": score ", shows("score"), ". Both ten places on: ", shows("later"), "."),
       make("button", { type: "button", onclick: () => this.set({ query: this.state.query + ON, key: this.state.key + ON }) }, "Move both by 10"),
       " ",
     ];
@@ -119,7 +119,7 @@ class Rotary extends Explorable {
           Object.entries({ cx: x2, cy: y2 }).forEach(([k, v]) => arrow.lastChild.setAttribute(k, v));
           const label = moved && plane.querySelectorAll("text")[w];
           const past = 1 / Math.hypot(x2, y2);
-          if (label) Object.entries({ x: x2 * (1 + 14 * past), y: y2 * (1 + 8 * past) + 2 }).forEach(([k, v]) => label.setAttribute(k, v));
+          if (label) Object.entries({ x: clamp(x2 * (1 + 14 * past), -46, 46), y: y2 * (1 + 8 * past) + 2 }).forEach(([k, v]) => label.setAttribute(k, v));
         });
         return `${given.words[w]} turned by ${(s[word] * given.speeds[s.rule][i]).toFixed(2)} radians`;
       });
@@ -128,9 +128,17 @@ class Rotary extends Explorable {
     for (const cell of this.live.querySelectorAll("[data-n^=angles]")) cell.classList.toggle("new", cell.textContent === "new");
   }
 
-  sentence({ score, later }, s) {
-    if (Math.abs(score - later) < 1e-6) return "Ten places on the score is the same: it knows the distance, and nothing else of where they stand.";
-    return `Ten places on the score is another, for one is paired ${PAIRINGS[s.query_pairing]} and the other ${PAIRINGS[s.key_pairing]}.`;
+  /** What the last move did to the score, and which pairs meet angles that no training showed. */
+  sentence(numbers, s, { rules, pairs }) {
+    const { score, later } = numbers;
+    const before = this.before ?? score;
+    this.before = score;
+    const moved = Math.abs(score - before) > 1e-6 ? `The score was ${before.toFixed(4)} and is ${score.toFixed(4)}. ` : "";
+    const fresh = rules ? pairs.filter((_, i) => numbers[`angles.${i}`] === "new") : [];
+    const met = rules ? (fresh.length ? `New angles at pair ${fresh.join(" and ")}. ` : "All four pairs keep to known angles. ") : "";
+    if (s.query_pairing === s.key_pairing) return `${moved}${met}Ten places on, the score is the same: it knows the distance alone.`;
+    const still = s.query && s.key ? "" : " (At place 0 nothing is turned, however it is paired.)";
+    return `${moved}${met}Paired in two ways, the score is another ten places on.${still}`;
   }
 }
 

@@ -1,16 +1,20 @@
 // Six words in a plane: one asks, one moves; scores, weights and the mix follow, written out.
 // It begins with `words` that are their own queries, keys and values, or with those three, each by
 // itself, and `causal` where later words can be hidden.
-import { Explorable, dot, make, mix, shows, softmax } from "./base.js";
+import { Explorable, clamp, dot, make, mix, shows, softmax } from "./base.js";
 
 const LOW = [-1, -0.4];
 const HIGH = [1, 1.6];
 const UNIT = 150;
 const STEP = 0.05;
-const ARROWS = { ArrowLeft: [0, -STEP], ArrowRight: [0, STEP], ArrowDown: [1, -STEP], ArrowUp: [1, STEP] };
+const MOST = 10; // what may be typed, up or down
+const KEYS = {
+  ArrowLeft: [0, -STEP], ArrowRight: [0, STEP], ArrowDown: [1, -STEP], ArrowUp: [1, STEP],
+  Home: [0, -5 * STEP], End: [0, 5 * STEP], PageDown: [1, -5 * STEP], PageUp: [1, 5 * STEP],
+};
 
 const place = ([x, y]) => [UNIT * (x - LOW[0]), UNIT * (HIGH[1] - y)];
-const within = (x, d) => Math.min(HIGH[d], Math.max(LOW[d], x));
+const within = (x, d) => clamp(x, LOW[d], HIGH[d]);
 /** A vector that leaves the plane is drawn to its edge, in its own direction. */
 const drawn = ([x, y]) => {
   const share = Math.min(1, ...[x, y].map((v, d) => (v ? within(v, d) / v : 1)));
@@ -33,9 +37,9 @@ class SixTokens extends Explorable {
   }
 
   how({ words, causal }) {
-    if (words) return "Drag an arrow, or type its numbers. What gives a word more weight: its direction, or its length?";
-    if (causal) return "Drag the key of a word that is hidden. What changes for the word that asks?";
-    return "Drag a key, or the query. Which key wins when the query points the other way?";
+    if (words) return "Drag an arrow, move its ring with the arrow keys, or type its numbers. What gives a word more weight: its direction, or its length?";
+    if (causal) return "Drag the key of a word that is hidden, or move its ring with the arrow keys. What changes for the word that asks?";
+    return "Drag a key, or the query, or move its ring with the arrow keys. Which key wins when the query points the other way?";
   }
 
   start({ words, query, key, causal }) {
@@ -48,12 +52,13 @@ class SixTokens extends Explorable {
     this.inputs = this.state.key[0].map((_, d) => make("input", {
       type: "number", step: STEP, "aria-label": `number ${d + 1}`,
       oninput: ({ target }) => target.value && this.move(d, Number(target.value)),
+      onblur: () => this.show(),
     }));
     this.handle = make("circle", {
       r: 9, class: "grab", tabindex: 0, role: "slider", "aria-label": "tip of the arrow",
-      "aria-valuemin": LOW[0], "aria-valuemax": HIGH[0],
+      "aria-valuemin": -MOST, "aria-valuemax": MOST,
       onkeydown: (event) => {
-        const [d, by] = ARROWS[event.key] ?? [];
+        const [d, by] = KEYS[event.key] ?? [];
         if (!by) return;
         event.preventDefault();
         this.move(d, rounded(held(this.state)[d] + by));
@@ -83,7 +88,7 @@ class SixTokens extends Explorable {
         this.control("scale", "divide by √D", { type: "checkbox" }),
         causal ? this.control("causal", "hide the future", { type: "checkbox" }) : "",
         make("label", {}, "temperature ", shows("temperature", 2), this.control("temperature", "temperature", heat, { hidden: true }))),
-      make("div", { class: "row beside" }, this.plane, make("div", {},
+      make("div", { class: "row beside" }, this.plane, make("div", {}, this.said,
         make("table", {}, make("thead", {}, make("tr", {}, head)), make("tbody", {}, rows)), make("p", {}, context))),
       make("div", { class: words ? "own sums" : "sums" }, make("p", {}, shows("product")), make("p", {}, shows("mix"))),
     ];
@@ -103,7 +108,7 @@ class SixTokens extends Explorable {
     path.asks{stroke:var(--figure-accent);stroke-width:2.5}svg text.asks{fill:var(--figure-accent);font-weight:600}`;
 
   move(d, x) {
-    held(this.state)[d] = x;
+    held(this.state)[d] = clamp(x, -MOST, MOST);
     this.show();
   }
 
@@ -160,7 +165,8 @@ class SixTokens extends Explorable {
       const kind = asks ? "asks" : numbers[`scores.${i}`] === -Infinity ? "off" : "";
       const turn = Math.atan2(y - base, x - left);
       const barb = (by) => `${x - 8 * Math.cos(turn + by)} ${y - 8 * Math.sin(turn + by)}`;
-      give(arrow, { class: kind, d: `M${left} ${base}L${x} ${y}M${barb(0.5)}L${x} ${y}L${barb(-0.5)}` });
+      const head = String(drawn(all[i])) === String(all[i]) ? `M${barb(0.5)}L${x} ${y}L${barb(-0.5)}` : ""; // else it goes on
+      give(arrow, { class: kind, d: `M${left} ${base}L${x} ${y}${head}` });
       give(share, { cx: x, cy: y, r: 20 * Math.sqrt(numbers[`weights.${i}`] ?? 0) }); // its area is the weight
       give(grab, { cx: x, cy: y });
       give(name, { class: kind });

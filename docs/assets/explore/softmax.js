@@ -41,16 +41,16 @@ class Softmax extends Explorable {
         make("td", {}, shows(`scores.${i}`)),
         make("td", { "data-weight": i }, shows(`weights.${i}`)),
       ));
-    const head = ["word", "", "score", "weight"].map((text) => make(text ? "th" : "td", text ? { scope: "col" } : {}, text));
+    const head = ["word", "", sizes ? "score" : "score / T", "weight"].map((text) => make(text ? "th" : "td", text ? { scope: "col" } : {}, text));
     const cells = tokens.map((token, i) =>
       make("tr", {}, make("th", { scope: "row" }, token), tokens.map((_, j) => shows(`jacobian.${i}.${j}`, 2, "td"))));
     const columns = tokens.map((token) => make("th", { scope: "col" }, token));
     const pushing = sizes
       ? [
           make("label", {}, "head size ", shows("size", 0), this.control("size", "head size, as a power of two", { type: "range", min: 0, max: 9, step: 1 }, { hidden: true })),
-          this.control("divide", "divide by √d_k", { type: "checkbox" }),
+          this.control("divide", "divide by √(head size)", { type: "checkbox" }),
         ]
-      : [make("label", {}, "temperature ", shows("temperature", 2), this.control("temperature", "temperature", { type: "range", min: 0.05, max: 4, step: 0.05 }, { hidden: true }))];
+      : [make("label", {}, "temperature T ", shows("temperature", 2), this.control("temperature", "temperature", { type: "range", min: 0.05, max: 4, step: 0.05 }, { hidden: true }))];
     return [
       make("table", {}, make("thead", {}, make("tr", {}, head)), make("tbody", {}, rows)),
       make("div", { class: "row" }, pushing),
@@ -85,9 +85,17 @@ class Softmax extends Explorable {
     }
   }
 
-  sentence(numbers, { scores }, { tokens }) {
-    const most = scores.reduce((best, _, i) => (numbers[`weights.${i}`] > numbers[`weights.${best}`] ? i : best), 0);
-    return `${tokens[most]} has the largest weight, ${numbers[`weights.${most}`].toFixed(4)}.`;
+  /** Who has most and, after a move, who gained and who paid. */
+  sentence(numbers, state, { tokens, sizes }) {
+    const weights = tokens.map((_, i) => numbers[`weights.${i}`]);
+    const by = weights.map((w, i) => w - (this.before ?? weights)[i]);
+    this.before = weights;
+    const most = weights.indexOf(Math.max(...weights));
+    const [gains, pays] = [by.indexOf(Math.max(...by)), by.indexOf(Math.min(...by))];
+    const held = `${tokens[most]} has the largest weight, ${weights[most].toFixed(4)}.`;
+    if (sizes) return `${held} Trace of the Jacobian ${numbers.trace.toFixed(4)}: ${numbers.trace < 0.01 ? "almost nothing" : "something"} is left to learn from.`;
+    if (by[gains] < 5e-5) return held;
+    return `${tokens[gains]} gained ${by[gains].toFixed(4)}; ${tokens[pays]} paid most, ${(-by[pays]).toFixed(4)}. ${held}`;
   }
 }
 

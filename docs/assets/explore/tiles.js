@@ -74,7 +74,7 @@ class Tiles extends Explorable {
       make("table", { class: "carried" },
         make("caption", {}, "What is carried on (of the mix, the first number)"),
         head(["query", "largest", "factor", "sum", "mix", "mix / sum"]), make("tbody", {}, carried)),
-      make("p", {}, "Held: ", shows("scores", 0), " scores, as many exponentials, and ", shows("state", 0), " numbers carried on: ",
+      make("p", {}, "Held: ", shows("scores", 0), " scores, which the exponentials replace, and ", shows("state", 0), " numbers carried on: ",
         shows("bytes", 0), " bytes. All scores at once: ", shows("table", 0), ", ", shows("table_bytes", 0), " bytes; of 4096 words ", shows("long"), ", with no more held than here."),
     ];
   }
@@ -95,7 +95,7 @@ class Tiles extends Explorable {
     const carries = rows.length * (value[0].length + 2);
     const table = names.length * tokens.length;
     const out = {
-      at: state.at, tiles: made.length, skipped: skipped.length, scores, state: carries, bytes: 4 * (2 * scores + carries),
+      at: state.at, tiles: made.length, skipped: skipped.length, scores, state: carries, bytes: 4 * (scores + carries),
       table, table_bytes: 4 * table, long: names.length > 1 ? `${(4 * 4096 ** 2) / 2 ** 20} MiB` : `${(4 * 4096) / 2 ** 10} KiB`,
     };
     names.forEach((_, i) => {

@@ -64,7 +64,7 @@ def numbers(state: State, given: Any) -> Numbers:
     score = torch.empty(int(tile.sum()), dtype=torch.float32)
     carried = torch.empty(len(strip), value.shape[1] + 2, dtype=torch.float32)
     found: Numbers = {"at": at, "tiles": len(made), "scores": len(score)}
-    found |= {"state": carried.numel(), "bytes": 2 * score.nbytes + carried.nbytes}
+    found |= {"state": carried.numel(), "bytes": score.nbytes + carried.nbytes}
     found |= {"table": L * S, "table_bytes": scores.float().nbytes}
     found["long"] = "64 MiB" if L > 1 else "16 KiB"
     if L > 1:
