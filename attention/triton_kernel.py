@@ -67,7 +67,7 @@ def _fitting(configs: list[Any], given: Any, BYTES: int, **rest: Any) -> Any:
 # --8<-- [end:tuned]
 
 
-# --8<-- [start:load]
+# --8<-- [start:of_head]
 @triton.jit
 def of_head(x, b, h):
     """x[b, h]; a tensor is where it begins, and its strides."""
@@ -75,6 +75,10 @@ def of_head(x, b, h):
     return at + tl.cast(b, tl.int64) * by[0] + tl.cast(h, tl.int64) * by[1], by
 
 
+# --8<-- [end:of_head]
+
+
+# --8<-- [start:rows_of]
 @triton.jit
 def rows_of(x, start, n: tl.constexpr, width: tl.constexpr):
     """Where the n rows of x[b, h] from start on lie, (n, width)."""
@@ -84,11 +88,18 @@ def rows_of(x, start, n: tl.constexpr, width: tl.constexpr):
     return at + i[:, None] * by[2] + d[None, :] * by[3]
 
 
+# --8<-- [end:rows_of]
+
+
+# --8<-- [start:load]
 @triton.jit
 def load(x, start, rows, D: tl.constexpr, width: tl.constexpr):
     """Rows of x[b, h], D numbers each; 0 in the place of all others."""
     here = rows[:, None] & (tl.arange(0, width) < D)[None, :]
     return tl.load(rows_of(x, start, rows.shape[0], width), here, other=0.0)
+
+
+# --8<-- [end:load]
 
 
 @triton.jit
@@ -115,9 +126,6 @@ def store_each(x, start, end, new):
     tl.store(at + i * by[2], new, i < end)
 
 
-# --8<-- [end:load]
-
-
 # --8<-- [start:dot]
 @triton.jit
 def dot(x, y):
@@ -130,7 +138,7 @@ def dot(x, y):
 # --8<-- [end:dot]
 
 
-# --8<-- [start:meet]
+# --8<-- [start:strip]
 @triton.jit
 def strip(H, L, ROWS: tl.constexpr):
     """This program's row and head, and where its strip of L begins."""
@@ -140,6 +148,10 @@ def strip(H, L, ROWS: tl.constexpr):
     return bh // H, bh % H, (strips - 1 - program % strips) * ROWS
 
 
+# --8<-- [end:strip]
+
+
+# --8<-- [start:spans]
 @triton.jit
 def spans(first, last, S, KEYS: tl.constexpr):
     """Where tiles begin to be seen in part, whole, in part, and no more."""
@@ -153,6 +165,10 @@ def spans(first, last, S, KEYS: tl.constexpr):
     return low, whole, rest, high
 
 
+# --8<-- [end:spans]
+
+
+# --8<-- [start:meet]
 @triton.jit
 def meet(
     q,

@@ -204,6 +204,8 @@ class Run:
         public = importlib.import_module(module.__name__.partition(".")[0])
         for name in names:
             self.namespace[name] = thing = getattr(module, name)
+            while not inspect.isroutine(thing) and hasattr(thing, "fn"):
+                thing = thing.fn  # Triton's wrap a function
             if inspect.getsource(thing).strip() not in source:
                 raise LookupError(f"{name} of {module.__name__} is not what this section shows")
             home = public if getattr(public, name, None) is thing else module

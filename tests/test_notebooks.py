@@ -64,6 +64,27 @@ WRONG = {
         "        *(x[None, None].int() for x in both),\n"
         "        BLOCK_SIZE=n, mask_mod=mod, seq_lengths=(L, L))",
     ],
+    ("gpu", 1): [
+        "def either(first, last, other_first, other_last):\n"
+        "    return torch.minimum(first, other_first), torch.maximum(last, other_last)",
+        "def either(first, last, other_first, other_last):\n"
+        "    later = torch.maximum(first, other_first)\n"
+        "    if (later > torch.minimum(last, other_last)).any():\n"
+        "        raise TypeError\n"
+        "    return torch.minimum(first, other_first), torch.maximum(last, other_last)",
+        "def either(first, last, other_first, other_last):\n"
+        "    one, two = first < last, other_first < other_last\n"
+        "    later = torch.maximum(first, other_first)\n"
+        "    if (one & two & (later >= torch.minimum(last, other_last))).any():\n"
+        "        raise TypeError\n"
+        "    low = torch.where(one, first, 9).minimum(torch.where(two, other_first, 9))\n"
+        "    return low, torch.where(one, last, 0).maximum(torch.where(two, other_last, 0))",
+    ],
+    ("gpu", 2): [
+        "def exposes(f):\n    return not close(*gradient_of_keys(f, 9, 9, 0))",
+        "def exposes(f):\n    return True",
+        "def exposes(f):\n    return not close(*gradient_of_keys(f, 6, 9, 0))",
+    ],
     ("online-softmax", 1): [
         "def entropy_of(tiles):\n"
         "    s = torch.cat(list(tiles))\n"
@@ -609,7 +630,7 @@ def test_plain_markdown_has_the_code_and_the_outputs_of_its_page(path: Path) -> 
     for token, fence in zip(fences, page.fences, strict=True):
         shown = squeeze(token.content)
         if "--8<--" in fence.source:
-            assert shown.startswith(("def ", "class ")) and '"""' in shown
+            assert shown.startswith(("def ", "class ", "@")) and '"""' in shown
         else:
             assert shown == squeeze(fence.source)
 
