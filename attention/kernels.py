@@ -23,7 +23,7 @@ Run: TypeAlias = Callable[..., tuple[Tensor, Any]]
 # What a call can ask of a kernel beyond the output itself.
 CAPABILITIES = (
     "tensors on a CPU",
-    "any mask",
+    "masks with gaps",
     "score_mod",
     "heads wider than 128",
     "return_lse",
@@ -109,7 +109,7 @@ KERNELS = {
         "triton_tiled",
         {
             "tensors on a CPU": "it is for a GPU, or for TRITON_INTERPRET=1",
-            "any mask": "each query must be known to see one run of keys",
+            "masks with gaps": "each query must be known to see one run of keys",
             "score_mod": "it knows masks alone",
             "heads wider than 128": "what it carries along would not fit",
             "gradients of what a score_mod captures": "it takes no score_mod",

@@ -418,7 +418,7 @@ def triton_tiled(
     try:
         seen = runs(mask, query, key, query_offset, key_offset)
     except (TypeError, AttributeError) as error:  # it wants something else
-        raise refusal("triton", "any mask") from error
+        raise refusal("triton", "masks with gaps") from error
     apply: Any = _Triton.apply
     out, lse = apply(query, key, value, *seen, scale)
     return out, lse if return_lse else None

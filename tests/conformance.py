@@ -433,7 +433,7 @@ def refusals(kernel: str, case: Case) -> dict[str, str | None]:
     }
     scored = ["score_mod"] if case.score != "none" else []
     if case.mask not in RUNS:
-        scored.append("any mask")
+        scored.append("masks with gaps")
     return {
         aspect: next((c for c in scored + needs[aspect] if c in lacks), None)
         for aspect in ASPECTS

@@ -42,7 +42,7 @@ INF, NAN = math.inf, math.nan
 B, H, H_KV, L, S, D, DV = 2, 4, 2, 3, 6, 5, 7
 AT_0 = {"query_offset": 0, "key_offset": 0}
 WITH_LSE = [n for n, k in KERNELS.items() if "return_lse" not in k.cannot]
-ANY_MASK = [n for n, k in KERNELS.items() if "any mask" not in k.cannot]
+ANY_MASK = [n for n, k in KERNELS.items() if "masks with gaps" not in k.cannot]
 IN_ONE_GRAPH = [n for n, k in KERNELS.items() if "torch.compile in one graph" not in k.cannot]
 WITH_MODS = [n for n, k in KERNELS.items() if "score_mod" not in k.cannot]
 
