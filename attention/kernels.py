@@ -109,7 +109,7 @@ KERNELS = {
         "triton_tiled",
         {
             "tensors on a CPU": "it is for a GPU, or for TRITON_INTERPRET=1",
-            "masks with gaps": "each query must be known to see one run of keys",
+            "masks with gaps": "a query must be known to see one run of keys",
             "score_mod": "it knows masks alone",
             "heads wider than 128": "what it carries along would not fit",
             "gradients of what a score_mod captures": "it takes no score_mod",
