@@ -82,9 +82,14 @@ def mark_code(text: str) -> str:
 
 def _code(block: re.Match[str]) -> str:
     # The `pre` is what scrolls: Material's script takes the tabindex of a `code` away.
-    lines = html.unescape(re.sub(r"<[^>]*>", "", block["code"])).removesuffix("\n").split("\n")
+    lines = code_text(block["code"]).removesuffix("\n").split("\n")
     focus = ' tabindex="0"' if max(map(len, lines)) > PHONE else ""
     return f'<pre style="--lines:{len(lines)}"{focus}' + block[0].removeprefix("<pre")
+
+
+def code_text(shown: str) -> str:
+    """The text of a block of code, from its HTML."""
+    return html.unescape(re.sub(r"<[^>]*>", "", shown))
 
 
 def inline_svg(svg: str, alt: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import ledger, slices
+from .markdown_ext import code_text
 from .page import INTERACTIVE, OUTPUT, RUN
 from .render import squeeze
 
@@ -135,7 +136,7 @@ def add_buttons(content: str, shown: State, home: str) -> str:
             return match[0]
         count += 1
         name = f"__code_{count}"
-        text = squeeze(html.unescape(re.sub(r"<[^>]*>", "", match["pre"])))
+        text = squeeze(code_text(match["pre"]))
         buttons = (
             f'<button type="button" class="code-copy" {_copies(lang, text, name)}>Copy</button>'
         )
