@@ -3,8 +3,8 @@
     ![The weights of journey](figures/softmax-weights.svg){data-explore="softmax" data-given="…"}
 
 The expression is evaluated where the figure stands, in the run that checks the page. What it gives
-goes into an attribute as JSON, and `docs/assets/explore/softmax.js` begins there.
-A page that is not what was run keeps its drawings and gets neither.
+goes into the page as JSON, in an attribute of the element, and `docs/assets/explore/softmax.js`
+begins there. A page that is not what was run keeps its drawings and gets neither.
 """
 
 import html
@@ -22,10 +22,11 @@ ELEMENT = re.compile(
 
 
 class Explorable(NamedTuple):
-    """The name of an element, and the Python expression of what it begins with."""
+    """The name of an element, the Python expression of what it begins with, and where it stands."""
 
     name: str
     given: str
+    line: int
 
 
 def names(root: Path) -> set[str]:
@@ -35,7 +36,7 @@ def names(root: Path) -> set[str]:
 
 def as_json(value: object) -> str:
     """What an explorable begins with, as a page carries it."""
-    return json.dumps(_plain(value), ensure_ascii=False)
+    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
 
 
 def _plain(x: Any) -> Any:

@@ -48,7 +48,9 @@ CODE_SPAN = re.compile(  # never across a blank line
 )
 NEWLINES = re.compile(r"[^\n]*\n|[^\n]+")
 ATTRS = re.compile(r"\{:?[ ]*(?P<attrs>[^}\n]*)\}")
-FIGURE = re.compile(r"!\[(?P<alt>[^\]\n]*)\]\((?P<src>figures/[^)\s]+)\)(?P<attrs>\{[^}\n]*\})?")
+FIGURE = re.compile(
+    r"!\[(?P<alt>[^\]\n]*)\]\((?P<src>figures/[^)\s]+)\)(?P<attrs>\{[^}\n]*\}?)?"  # closed or not
+)
 INCLUDE = re.compile(r"^[ \t]*--8<--", re.M)
 COMMENT = re.compile(r"<!--.*?-->", re.S)
 DIRECTIVE = re.compile(r"<!--+\s*;?\s*(?P<word>skip|clear-namespace|invisible-code)\b")
@@ -357,7 +359,9 @@ def _explorable(page: Page, image: re.Match[str]) -> Explorable | None:
     if rest.strip("} ") or attrs.keys() != {"data-explore", "data-given"}:
         page.problem(image.start("attrs"), "a figure may carry data-explore and data-given alone")
         return None
-    return Explorable(attrs["data-explore"], attrs["data-given"])
+    return Explorable(
+        attrs["data-explore"], attrs["data-given"], page.line_at(image.start("attrs"))
+    )
 
 
 def _find_numbers(page: Page, prose: str) -> None:

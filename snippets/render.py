@@ -172,8 +172,15 @@ def _check_figures(page: Page, root: Path, soup: Tag) -> Iterator[Finding]:
         (str(image.get("data-explore")), str(image.get("data-given")))
         for image in soup.select("img[data-explore]")
     )
-    for one in plays - Counter(s.explorable for s in page.snippets if s.explorable):
+    seen = Counter(s.explorable[:2] for s in page.snippets if s.explorable)
+    for one in plays - seen:
         yield Finding(_line_of(page, one[1]), f"{one} plays with no figure that the tests see")
+    for one in seen - plays:
+        yield Finding(
+            _line_of(page, one[1]),
+            f"{one} does not reach the reader as such "
+            "(is a brace left open, or a * or _ read as emphasis?)",
+        )
     for image in soup.find_all("img"):
         src, line = str(image.get("src")), _line_of(page, str(image.get("src")))
         if not str(image.get("alt", "")).strip(" ."):

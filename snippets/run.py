@@ -164,12 +164,21 @@ class Run:
             shown.error = f"{where}: the last value draws itself, but no ![…](figures/…svg) follows"
         elif snippet.figure:
             self.figures[snippet.figure] = str(value._repr_svg_())
-            if one := snippet.explorable:
-                if one.name not in explore.names(self.root):
-                    raise LookupError(f"there is no explorable called {one.name!r}")
-                given = eval(one.given, dict(self.namespace))
-                self.given[snippet.figure] = [one.name, explore.as_json(given)]
+            if snippet.explorable:
+                shown.error = self._give(snippet.figure, snippet.explorable)
         return shown
+
+    def _give(self, figure: str, one: explore.Explorable) -> str | None:
+        """Keep what an explorable begins with; if there is nothing, say why."""
+        where = f"{self.name}:{one.line}"
+        if one.name not in explore.names(self.root):
+            return f"{where}: there is no explorable called {one.name!r}"
+        try:
+            given = explore.as_json(eval(one.given, dict(self.namespace)))
+        except Exception as error:
+            return f"{where}: {one.given!r} raised {describe(error)}"
+        self.given[figure] = [one.name, given]
+        return None
 
     def _execute(self, snippet: Snippet, done: list[Unit]) -> Any:
         """Run statement by statement, each watched; the value of a last expression is returned."""
