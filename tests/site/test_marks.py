@@ -55,10 +55,12 @@ def test_marks_fall_when_a_page_changes_or_was_never_run(book: Path) -> None:
     assert build(book).returncode == 0
     assert mark(book, "foundations/softmax.md")[0] == "verified"
     assert page(book, "foundations/softmax.md").select(".code-run")
+    assert page(book, "foundations/softmax.md").select("[data-given]")
     state, text = mark(book, "foundations/similarity.md")
     assert state == "changed"
     assert "the page has changed" in text
-    assert page(book, "foundations/similarity.md").select(".code-run") == []
+    assert page(book, "foundations/similarity.md").select(".code-run, [data-given]") == []
+    assert page(book, "foundations/similarity.md").select("[data-figure]")
     assert mark(book, "bibliography.md") == ("never", "○ Never verified: this page was never run.")
     assert mark(book, "index.md") == (
         "changed",
