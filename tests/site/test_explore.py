@@ -27,7 +27,7 @@ from reader import (
     file_of,
     soup_of,
 )
-from trials import Numbers, Trial
+from trials import Numbers, State, Trial
 
 from snippets import explore, gate, ledger
 
@@ -41,6 +41,34 @@ each_trial = pytest.mark.parametrize(
 )
 SHOWN = """root => [...root.shadowRoot.querySelectorAll("[data-n]")]
     .map(place => [place.dataset.n, place.textContent])"""
+# What is seen beside the numbers: the sentence, where controls stand, what stands at the head of a
+# number's row and column or before it, its decimals, how far bars reach (per cent), how dark cells are.
+BESIDE = """root => {
+    const all = what => [...root.shadowRoot.querySelectorAll(what)];
+    const head = place => {
+        const cell = place.closest("td");
+        if (!cell) return place.previousSibling?.textContent.trim();
+        const columns = cell.closest("table").tHead.rows[0].cells;
+        return `${cell.parentElement.cells[0].textContent} ${columns[cell.cellIndex].textContent}`.trim();
+    };
+    const value = ({type, checked, value}) => type === "checkbox" ? `${checked}` : Number(value).toFixed(4).replace("-", "−");
+    const per_cent = ({style}, found) => Number(style.background.match(found)?.[1]).toFixed(1);
+    return [
+        ["sentence", root.shadowRoot.querySelector(".said").textContent],
+        ...all("[data-state]").flatMap(one => [
+            [`control ${one.dataset.state}`, value(one)],
+            [`head of control ${one.dataset.state}`, head(one)],
+        ]),
+        ...all("[data-n]").flatMap(one => [
+            [`head of ${one.dataset.n}`, head(one)],
+            [`digits of ${one.dataset.n}`, `${one.textContent.split(".")[1]?.length ?? 0}`],
+        ]),
+        ...all("[data-n]").map(one => [
+            `bar of ${one.dataset.n}`, per_cent(one.closest("td") ?? one, /transparent (\\S+)%\\)$/)
+        ]),
+        ...all("td[data-n]").map(one => [`shade of ${one.dataset.n}`, per_cent(one, /accent\\) (\\S+)%/)]),
+    ];
+}"""
 
 
 def place(trial: Trial) -> str:
@@ -81,6 +109,12 @@ def differs(shown: list[list[str]], want: Numbers) -> list[str]:
     return wrong
 
 
+def differs_beside(found: Locator, trial: Trial, state: State, begin: object) -> list[str]:
+    """The same of what is seen beside the numbers, as far as the trial knows of it."""
+    want = trial.beside(state, begin)
+    return differs([one for one in found.evaluate(BESIDE) if one[0] in want], want)
+
+
 @pytest.fixture
 def tab(browser: Browser) -> Iterator[Page]:
     with browser.new_context(viewport={"width": WIDTHS["desktop"], "height": 780}) as context:
@@ -89,12 +123,11 @@ def tab(browser: Browser) -> Iterator[Page]:
         yield page
 
 
-@pytest.mark.usefixtures("site")
-def test_every_explorable_of_the_book_has_a_trial() -> None:
+def test_every_explorable_of_the_book_has_a_trial(site: Path) -> None:
     placed = {
         (f"{path.relative_to(ROOT / 'docs')}", figure)
         for path in ROOT.glob("docs/**/*.md")
-        for figure in (ledger.read(ROOT, path) or {}).get("explorables", {})
+        for figure in (ledger.read(ROOT, path) or {})["explorables"]
     }
     assert placed == {(trial.page, trial.figure) for trial in TRIALS}
     assert {trial.name for trial in TRIALS} == explore.names(ROOT)
@@ -108,12 +141,14 @@ def test_whatever_a_reader_does_it_shows_what_the_package_computes(
     found, begin = element(tab, trial), given(trial)
     state = trial.start(begin) | {"given": begin}
     assert differs(found.evaluate(SHOWN), trial.numbers(state, begin)) == []
+    assert differs_beside(found, trial, state, begin) == []
     assert len(trial.steps) >= 10
     for step in trial.steps:
         before = copy.deepcopy(state)
         step.change(state, step.act(found))
         shown = found.evaluate(SHOWN)
         assert differs(shown, trial.numbers(state, begin)) == [], step.does
+        assert differs_beside(found, trial, state, begin) == [], step.does
         assert state == before or differs(shown, trial.numbers(before, begin)), step.does
 
 

@@ -37,6 +37,8 @@ class Trial:
     start: Callable[[Any], State]  # from what the page gives
     steps: list[Step]
     numbers: Callable[[State, Any], Numbers]
+    # What else is seen, the sentence say, by the names that BESIDE of test_explore.py gives it.
+    beside: Callable[[State, Any], Numbers] = lambda state, given: {}
 
 
 def press(label: str, key: str, times: int = 1) -> Callable[[Locator], None]:

@@ -29,6 +29,44 @@ def numbers(state: State, given: Any) -> Numbers:
     return found
 
 
+def beside(state: State, given: Any) -> Numbers:
+    """The sentence, the controls, what stands at the head of what, the bars and the shades."""
+    tokens, shown = given["tokens"], numbers(state, given)
+    digits = {"size": 0, "temperature": 2, "jacobian": 2}
+    weights = [shown[f"weights.{i}"] for i in range(len(tokens))]
+    most = weights.index(max(weights))
+    found: Numbers = {"head of lse": "log-sum-exp"}
+    found |= {f"digits of {name}": f"{digits.get(name.partition('.')[0], 4)}" for name in shown}
+    if "size" in state:
+        found |= {"control size": state["size"], "control divide": f"{state['divide']}".lower()}
+        found |= {"head of size": "head size", "head of trace": ", trace of the Jacobian"}
+        trace = float(shown["trace"])
+        found["sentence"] = (
+            f"{tokens[most]} has the largest weight, {weights[most]:.4f}. "
+            f"Trace of the Jacobian {trace:.4f}: "
+            f"{'almost nothing' if trace < 0.01 else 'something'} is left to learn from."
+        )
+    else:
+        found["control temperature"] = state["temperature"]
+        found["head of temperature"] = "temperature T"
+    for i, token in enumerate(tokens):
+        found |= {
+            f"control scores.{i}": state["scores"][i],
+            f"bar of weights.{i}": 100 * weights[i],
+        }
+        score = "score" if "size" in state else "score / T"
+        found |= {
+            f"head of scores.{i}": f"{token} {score}",
+            f"head of weights.{i}": f"{token} weight",
+        }
+        found |= {f"head of control scores.{i}": token}
+        for j, other in enumerate(tokens):
+            slope = abs(shown[f"jacobian.{i}.{j}"])
+            found |= {f"head of jacobian.{i}.{j}": f"{token} {other}"}
+            found |= {f"shade of jacobian.{i}.{j}": 45 * min(1, 4 * slope)}
+    return found
+
+
 def moved(i: int, by: float) -> Any:
     """A score moved by so much."""
 
@@ -110,6 +148,7 @@ TRIALS = [
             Step("drag another", grab("score of starts", 0.1), put(2)),
         ],
         numbers,
+        beside,
     ),
     Trial(
         "softmax",
@@ -129,5 +168,6 @@ TRIALS = [
             Step("start again", again, restarted(by_size)),
         ],
         numbers,
+        beside,
     ),
 ]
