@@ -39,7 +39,7 @@ class Rotary extends Explorable {
     const move = WORDS.flatMap((word, w) => [
       make("span", {}, `${words[w]} at`),
       this.control(word, `place of ${words[w]}`, { type: "range", min: 0, max: most, step: 1 }, { hidden: true }),
-      this.control(word, `place of ${words[w]} as a number`, { type: "number", min: 0, max: 2 * most, step: 1 }, { hidden: true }),
+      this.control(word, `place of ${words[w]} as a number`, { type: "number", min: 0, max: rules ? 2 * most : 999, step: 1 }, { hidden: true }),
     ]);
     const arrow = (kind) => make("g", { class: kind }, make("line"), make("circle", { r: 2.4 }));
     this.planes = speeds[0].map((_, i) => {

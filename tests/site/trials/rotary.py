@@ -154,6 +154,8 @@ TRIALS = [
             Step("drag journey", grab("place of journey", 0.4), put_there("query")),
             Step("type a place", enter("place of journey as a number", "101"), put(query=101)),
             Step("type another", enter("place of starts as a number", "102"), put(key=102)),
+            Step("type too much", enter("place of journey as a number", "12345"), put(query=999)),
+            Step("type a part of one", enter("place of starts as a number", "2.6"), put(key=3)),
             Step("journey back", press("place of journey", "Home"), put(query=0)),
             Step("past the slider", move, by(10, 10)),
         ],
