@@ -133,7 +133,8 @@ class Rotary extends Explorable {
     const { score, later } = numbers;
     const before = this.before ?? score;
     this.before = score;
-    const moved = Math.abs(score - before) > 1e-6 ? `The score was ${before.toFixed(4)} and is ${score.toFixed(4)}. ` : "";
+    const [was, is] = [before, score].map((x) => x.toFixed(4).replace("-", "−"));
+    const moved = was === is ? "" : `The score was ${was} and is ${is}. `;
     const fresh = rules ? pairs.filter((_, i) => numbers[`angles.${i}`] === "new") : [];
     const met = rules ? (fresh.length ? `New angles at pair ${fresh.join(" and ")}. ` : "All four pairs keep to known angles. ") : "";
     if (s.query_pairing === s.key_pairing) return `${moved}${met}Ten places on, the score is the same: it knows the distance alone.`;

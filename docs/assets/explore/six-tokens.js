@@ -99,7 +99,7 @@ class SixTokens extends Explorable {
     .beside>svg{flex:1 1 13rem;max-width:16rem;margin:auto}.beside>div{flex:1 1 12rem}
     .sums{min-height:6.5em}.sums.own{min-height:5em}
     @media(max-width:44.9375em){.sums{min-height:12.3em}.sums.own{min-height:10.9em}}
-    input[type=number]{width:5.2em;padding-right:0}
+    input[type=number]{width:6em;padding-right:0}
     circle{fill:color-mix(in srgb,var(--figure-accent) 30%,transparent)}
     .grab{fill:transparent;cursor:grab;touch-action:none}.grab[role]{stroke:var(--figure-accent);stroke-width:2}
     path{fill:none;stroke:var(--figure-ink);stroke-width:1.5}
