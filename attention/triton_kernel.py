@@ -60,8 +60,8 @@ def tuned(*sizes: tuple[int, int, int, int]) -> Any:
 
 
 def _fitting(configs: list[Any], given: Any, BYTES: int, **rest: Any) -> Any:
-    """What the chip has room for: float32 and wider take the small tiles."""
-    return configs[:-1] if BYTES == 2 and len(configs) > 1 else configs[-1:]
+    """What a chip may have room for: float32 and wider, in the last alone."""
+    return configs if BYTES == 2 else configs[-1:]
 
 
 # --8<-- [end:tuned]
