@@ -120,7 +120,10 @@ def tab(browser: Browser) -> Iterator[Page]:
     with browser.new_context(viewport={"width": WIDTHS["desktop"], "height": 780}) as context:
         page = context.new_page()
         page.set_default_timeout(10_000)
+        wrong: list[str] = []
+        page.on("pageerror", lambda error: wrong.append(str(error)))
         yield page
+        assert wrong == []
 
 
 def test_every_explorable_of_the_book_has_a_trial(site: Path) -> None:
@@ -142,6 +145,7 @@ def test_whatever_a_reader_does_it_shows_what_the_package_computes(
     state = trial.start(begin) | {"given": begin}
     assert differs(found.evaluate(SHOWN), trial.numbers(state, begin)) == []
     assert differs_beside(found, trial, state, begin) == []
+    assert found.get_by_role("status").inner_text()
     assert len(trial.steps) >= 10
     for step in trial.steps:
         before = copy.deepcopy(state)

@@ -100,6 +100,7 @@ export class Explorable extends HTMLElement {
   }
 
   begin() {
+    this.was = undefined; // what a sentence compares with
     this.set(this.start(this.given));
   }
 

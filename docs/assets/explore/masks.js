@@ -158,8 +158,8 @@ class Masks extends Explorable {
 
   sentence(numbers, s, { tokens }) {
     const grid = String(table(s, tokens.length)) + s.start;
-    const same = grid === this.before ? "The same pairs as before. " : "";
-    this.before = grid;
+    const same = grid === this.was ? "The same pairs as before. " : "";
+    this.was = grid;
     const alone = !s.window && s.first ? `No window: of what is before, the first ${s.first} alone. ` : "";
     const seen = (q) => tokens.filter((_, k) => numbers[`cell.${q}.${k}`] === "1");
     const blind = tokens.filter((_, q) => q >= s.start && seen(q).length === 0);

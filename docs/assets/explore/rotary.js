@@ -119,7 +119,7 @@ class Rotary extends Explorable {
           Object.entries({ cx: x2, cy: y2 }).forEach(([k, v]) => arrow.lastChild.setAttribute(k, v));
           const label = moved && plane.querySelectorAll("text")[w];
           const past = 1 / Math.hypot(x2, y2);
-          if (label) Object.entries({ x: clamp(x2 * (1 + 14 * past), -46, 46), y: y2 * (1 + 8 * past) + 2 }).forEach(([k, v]) => label.setAttribute(k, v));
+          if (label) Object.entries({ x: clamp(x2 * (1 + 14 * past), -50, 50), y: y2 * (1 + 8 * past) + 2 }).forEach(([k, v]) => label.setAttribute(k, v));
         });
         return `${given.words[w]} turned by ${(s[word] * given.speeds[s.rule][i]).toFixed(2)} radians`;
       });
@@ -131,8 +131,8 @@ class Rotary extends Explorable {
   /** What the last move did to the score, and which pairs meet angles that no training showed. */
   sentence(numbers, s, { rules, pairs }) {
     const { score, later } = numbers;
-    const before = this.before ?? score;
-    this.before = score;
+    const before = this.was ?? score;
+    this.was = score;
     const [was, is] = [before, score].map((x) => x.toFixed(4).replace("-", "−"));
     const moved = was === is ? "" : `The score was ${was} and is ${is}. `;
     const fresh = rules ? pairs.filter((_, i) => numbers[`angles.${i}`] === "new") : [];

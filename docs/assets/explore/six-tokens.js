@@ -165,7 +165,8 @@ class SixTokens extends Explorable {
       const kind = asks ? "asks" : numbers[`scores.${i}`] === -Infinity ? "off" : "";
       const turn = Math.atan2(y - base, x - left);
       const barb = (by) => `${x - 8 * Math.cos(turn + by)} ${y - 8 * Math.sin(turn + by)}`;
-      const head = String(drawn(all[i])) === String(all[i]) ? `M${barb(0.5)}L${x} ${y}L${barb(-0.5)}` : ""; // else it goes on
+      const whole = all[i].slice(0, 2);
+      const head = String(drawn(whole)) === String(whole) ? `M${barb(0.5)}L${x} ${y}L${barb(-0.5)}` : ""; // else it goes on
       give(arrow, { class: kind, d: `M${left} ${base}L${x} ${y}${head}` });
       give(share, { cx: x, cy: y, r: 20 * Math.sqrt(numbers[`weights.${i}`] ?? 0) }); // its area is the weight
       give(grab, { cx: x, cy: y });

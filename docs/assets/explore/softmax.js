@@ -88,12 +88,12 @@ class Softmax extends Explorable {
   /** Who has most and, after a move, who gained and who paid. */
   sentence(numbers, state, { tokens, sizes }) {
     const weights = tokens.map((_, i) => numbers[`weights.${i}`]);
-    const by = weights.map((w, i) => w - (this.before ?? weights)[i]);
-    this.before = weights;
+    const by = weights.map((w, i) => w - (this.was ?? weights)[i]);
+    this.was = weights;
     const most = weights.indexOf(Math.max(...weights));
     const [gains, pays] = [by.indexOf(Math.max(...by)), by.indexOf(Math.min(...by))];
     const held = `${tokens[most]} has the largest weight, ${weights[most].toFixed(4)}.`;
-    if (sizes) return `${held} Trace of the Jacobian ${numbers.trace.toFixed(4)}: ${numbers.trace < 0.01 ? "almost nothing" : "something"} is left to learn from.`;
+    if (sizes) return `${held} Trace of the Jacobian ${numbers.trace.toFixed(4)}: ${["almost nothing", "little", "much"][(numbers.trace > 0.01) + (numbers.trace > 0.2)]} is left to learn from.`;
     if (by[gains] < 5e-5) return held;
     return `${tokens[gains]} gained ${by[gains].toFixed(4)}; ${tokens[pays]} paid most, ${(-by[pays]).toFixed(4)}. ${held}`;
   }

@@ -139,9 +139,10 @@ class Tiles extends Explorable {
     if (!state.at) return "Nothing is met yet.";
     const { made } = plan(state, given);
     const { rows, cols } = made[state.at - 1];
-    const shrunk = rows.filter((i) => numbers[`factor.${i}`] !== "").map((i) => `${given.names[i]} × ${numbers[`factor.${i}`].toFixed(4)}`);
+    const shrunk = rows.filter((i) => numbers[`factor.${i}`] !== "" && numbers[`factor.${i}`] < 1).map((i) => `${given.names[i]} × ${numbers[`factor.${i}`].toFixed(4)}`);
     const said = `Taken in: ${cols.map((j) => given.tokens[j]).join(", ")}.`;
-    const change = shrunk.length ? ` What was carried shrank: ${shrunk.join(", ")}.` : "";
+    const kept = rows.some((i) => numbers[`factor.${i}`] !== "") ? " No larger score: what was carried stays." : "";
+    const change = shrunk.length ? ` What was carried shrank: ${shrunk.join(", ")}.` : kept;
     return said + change + (made[state.at]?.rows === rows ? "" : " All is met: mix / sum is the output.");
   }
 }

@@ -44,7 +44,7 @@ def beside(state: State, given: Any) -> Numbers:
         found["sentence"] = (
             f"{tokens[most]} has the largest weight, {weights[most]:.4f}. "
             f"Trace of the Jacobian {trace:.4f}: "
-            f"{'almost nothing' if trace < 0.01 else 'something'} is left to learn from."
+            f"{('almost nothing', 'little', 'much')[(trace > 0.01) + (trace > 0.2)]} is left to learn from."
         )
     else:
         found["control temperature"] = state["temperature"]
