@@ -2,10 +2,11 @@
 
     python -m benchmarks.compiled
 
-compiles every tile that attention.triton_kernel may choose, for two kinds of GPU,
-and writes benchmarks/compiled.json, from which docs/fast/gpu.md takes its table:
-what a program holds on the chip, which registers spill into memory, and by which
-instructions it multiplies. It takes about two minutes on one core.
+compiles the tiles among which attention.triton_kernel chooses, the smallest for
+float32 alone, for two kinds of GPU, and writes benchmarks/compiled.json, from which
+docs/fast/gpu.md takes its table: what a program holds on the chip, which registers
+spill into memory, and by which instructions it multiplies. It takes about two
+minutes on one core.
 """
 
 import json
@@ -33,9 +34,8 @@ ONE_EACH = ("first", "last", "by_first", "by_last", "lse", "grad_lse", "delta")
 def compiled(kernel: str, dtype: str, head_dim: int, target: str, config: Any) -> Any:
     """A kernel of one size as machine code, all strides divisible by 16 but for the last, 1."""
     function = getattr(triton_kernel, kernel).fn
-    wide = "fp64" if dtype == "fp64" else "fp32"
     fixed = dict.fromkeys(("D", "Dv", "WIDTH", "WIDTH_V"), head_dim)
-    fixed |= {"WIDE": tl.dtype(wide), **config.kwargs}
+    fixed |= {"WIDE": tl.float32, **config.kwargs}
     signature: dict[str, Any] = {}
     constants: dict[tuple[int, ...], Any] = {}
     hints: dict[tuple[int, ...], Any] = {}
@@ -48,7 +48,7 @@ def compiled(kernel: str, dtype: str, head_dim: int, target: str, config: Any) -
             signature[name] = "i32"
         else:
             of = "i32" if "first" in name or "last" in name else dtype
-            of = wide if name in ("lse", "grad_lse", "delta") else of
+            of = "fp32" if name in ("lse", "grad_lse", "delta") else of
             n = 3 if name in ONE_EACH else 4
             signature[name] = ("*" + of, ("i32",) * (n - 1) + ("constexpr",))
             constants[i, 1, n - 1] = 1
