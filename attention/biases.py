@@ -243,8 +243,8 @@ def softcap(cap: float | int) -> ScoreMod:
     Example:
         >>> import torch
         >>> from attention import softcap
-        >>> softcap(50)(torch.tensor([1.0, 1000.0]), 0, 0, 0, 0)
-        tensor([ 0.9999, 50.0000])
+        >>> softcap(5)(torch.tensor([1.0, 100.0]), 0, 0, 0, 0)
+        tensor([0.9869, 5.0000])
     """
     cap = check_number("cap", cap)
 

@@ -53,10 +53,10 @@ def sinusoidal(
     Example:
         >>> import torch
         >>> from attention import sinusoidal
-        >>> sinusoidal(torch.arange(3), d_model=4)
+        >>> sinusoidal(torch.arange(3), d_model=4, base=100)
         tensor([[ 0.0000,  1.0000,  0.0000,  1.0000],
-                [ 0.8415,  0.5403,  0.0100,  0.9999],
-                [ 0.9093, -0.4161,  0.0200,  0.9998]])
+                [ 0.8415,  0.5403,  0.0998,  0.9950],
+                [ 0.9093, -0.4161,  0.1987,  0.9801]])
     """
     is_tensor = isinstance(positions, Tensor)
     if (

@@ -399,8 +399,8 @@ def stretch_llama3(
     Example:
         >>> import torch
         >>> from attention import stretch_llama3
-        >>> stretch_llama3(8, 8192)(torch.tensor([1.0, 0.002, 0.0005]))
-        (tensor([1.0000e+00, 1.1878e-03, 6.2500e-05]), 1.0)
+        >>> stretch_llama3(8, 64)(torch.tensor([1.0, 0.25, 0.04]))
+        (tensor([1.0000, 0.1440, 0.0050]), 1.0)
     """
     factor = check_number("factor", factor)
     check_sizes(original_length=original_length)
