@@ -26,24 +26,32 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
+PAGES = $(PY) -m pytest -q -n $(JOBS) --dist loadfile
+TESTS = $(PY) -m pytest -n $(JOBS) --dist loadfile
 
 # MkDocs 1.x and Material are pinned and a successor is planned for: the banner
 # about MkDocs 2 tells a reader of this book nothing.
 export NO_MKDOCS_2_WARNING = 1
 
-# Where the Python that .venv links to has vanished, the stamp means nothing, and
-# .venv is made again.
-_ := $(shell test -x $(PY) || rm -f $(READY))
+# Where the Python that .venv links to has vanished, or the making of .venv was
+# cut off before it had pip, the stamp means nothing and .venv is made again.
+_ := $(shell test -e $(VENV)/.made && test -x $(PY) || rm -f $(VENV)/.made $(READY))
 
-.PHONY: help serve test update page build bench matrix lock vendor picture clean
+.PHONY: help serve port test test-all newest update page build bench matrix lock vendor picture clean
 .NOTPARALLEL:
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-serve: $(READY) ## run the pages, then serve the book, rebuilding on change
-	$(PY) -m pytest docs -q
+# A page that fails on this machine is served too, and says so under its title.
+serve: $(VENV)/.made port $(READY) ## run the pages, then serve the book, rebuilding on change
+	@$(PAGES) docs || echo 'Some pages fail here; the book is served, and marks them.'
 	$(PY) -m mkdocs serve --dev-addr $(ADDR):$(PORT)
+
+# Asked before anything that takes minutes.
+port:
+	@$(PY) -c 'import socket; socket.create_server(("$(ADDR)", $(PORT))).close()' 2>/dev/null || { \
+	    echo '$(ADDR):$(PORT) cannot be served at: is another program there? Say: make serve PORT=8001' >&2; exit 1; }
 
 # The pages come first, for the site is built from what they left; then the tests,
 # both in JOBS processes. What is said at the end is how they went.
@@ -51,8 +59,24 @@ test: $(READY) ## run everything that CI runs
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest -q -n $(JOBS) --dist loadfile README.md CONTRIBUTING.md docs attention
-	$(PY) -m pytest -n $(JOBS) --dist loadfile tests
+	$(PAGES) README.md CONTRIBUTING.md docs attention
+	$(TESTS) tests
+
+test-all: test ## also run what is exhaustive, for an hour or more
+	$(TESTS) -m exhaustive --durations 20 tests
+	$(PAGES) --arithmetic all docs attention
+	$(MAKE) newest
+
+# Everything but torch and what depends on its version is pinned as always.
+newest: $(READY) ## run the pages and the package with the newest torch
+	$(PYTHON) -m venv --clear $(VENV)-newest
+	grep -vE '^(torch|triton|nvidia-|cuda-)' constraints.txt > $(VENV)-newest/constraints.txt
+	$(VENV)-newest/bin/python -m pip --disable-pip-version-check install --no-deps \
+	    $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) 'torch<3'
+	$(VENV)-newest/bin/python -m pip --disable-pip-version-check install --quiet \
+	    --constraint $(VENV)-newest/constraints.txt --editable '.[dev]'
+	$(VENV)-newest/bin/python -m pytest -n $(JOBS) --dist loadfile README.md docs attention tests \
+	    --ignore tests/site
 
 update: page $(READY) ## rewrite the outputs of PAGE=docs/....md from its code
 	$(PY) -m pytest $(PAGE) --update
@@ -61,7 +85,7 @@ page:
 	@test -n "$(PAGE)" || { echo 'Which page? Say: make update PAGE=docs/foundations/similarity.md' >&2; exit 2; }
 
 build: $(READY) ## run the pages, build the site into site/, hold it against them
-	$(PY) -m pytest docs -q
+	$(PAGES) docs
 	$(PY) -m mkdocs build --strict --site-dir $(SITE)
 	$(PY) -m snippets.gate $(SITE)
 
@@ -73,7 +97,7 @@ bench: $(READY) ## measure again what pages show of the running task and the ker
 
 # Not $(READY): the pins may be what keeps the set-up from finishing. The header
 # of constraints.txt, up to its first empty line, stays.
-lock: $(PY) ## write constraints.txt anew from pyproject.toml
+lock: $(VENV)/.made ## write constraints.txt anew from pyproject.toml
 	$(PIP) install --quiet --constraint constraints.txt uv
 	@sed '/^$$/q' constraints.txt > $(VENV)/constraints.txt
 	$(PY) -m uv pip compile pyproject.toml --all-extras --universal \
@@ -99,18 +123,20 @@ clean: ## remove what the commands made, except .venv
 # --- set-up -----------------------------------------------------------------
 
 # torch goes first and alone: pip would otherwise ask TORCH_INDEX for all the
-# other packages too. Its dependencies come with the second line, pinned. The
-# stamp is taken away before and made after, so an interrupted set-up leaves
-# none.
-$(READY): $(PY) pyproject.toml constraints.txt
+# other packages too. Its dependencies come with the last line, pinned. What
+# builds the project is installed like the rest, so that a later set-up with
+# nothing new to install needs no network. The stamp is taken away before and
+# made after, so an interrupted set-up leaves none.
+$(READY): $(VENV)/.made pyproject.toml constraints.txt
 	@rm -f $@
 	@echo 'Setting up $(VENV), which takes a few minutes the first time ...'
 	$(PIP) install --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
 	    "$$(sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)"
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PIP) install --quiet --constraint constraints.txt hatchling
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	@touch $@
 
-$(PY):
+$(VENV)/.made:
 	@command -v '$(PYTHON)' >/dev/null || { \
 	    echo 'No $(PYTHON) here. The book needs Python 3.11 or newer; PYTHON=... says which.' >&2; exit 1; }
 	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -118,3 +144,4 @@ $(PY):
 	@'$(PYTHON)' -c 'import ensurepip, venv' 2>/dev/null || { \
 	    echo '$(PYTHON) cannot make virtual environments: install venv (Debian and Ubuntu: python3-venv).' >&2; exit 1; }
 	'$(PYTHON)' -m venv --clear $(VENV)
+	@touch $@

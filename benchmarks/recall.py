@@ -112,11 +112,12 @@ def measure(name: str) -> dict[str, object]:
 
 
 def processor() -> str:
-    """What the machine calls its processor."""
+    """What the machine calls its processor, and the instructions that torch takes for it."""
+    name = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else ():
         if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+            name = line.partition(":")[2].strip()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 One JSON file a page under `.book/`, not committed: hashes of the page, of the package's sources and
 of the pins, the versions, and every block of code and number in the order in which the reader sees
 them. An entry speaks for its page while the hashes are as they were; the build stops on a stale or
-missing one.
+missing one, or on one that says where the page failed.
 """
 
 import datetime
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 COMMAND = "pytest docs"
+FAILS = "fails"
 CHANGED = {
     "text": "the page has",
     "package": "attention/ has",
@@ -62,6 +63,7 @@ def entry_path(root: Path, page: Path) -> Path:
 
 
 def write(root: Path, page: Path, **seen: Any) -> None:
+    """Enter what a run saw of a page that passed."""
     entry = {
         "page": page.resolve().relative_to(root).as_posix(),
         **inputs(root, page),
@@ -75,8 +77,9 @@ def write(root: Path, page: Path, **seen: Any) -> None:
     draft.replace(path)
 
 
-def forget(root: Path, page: Path) -> None:
-    entry_path(root, page).unlink(missing_ok=True)
+def fail(root: Path, page: Path, messages: list[str]) -> None:
+    """Enter where a page failed, each message beginning with a file and a line."""
+    write(root, page, failed=messages)
 
 
 def read(root: Path, page: Path) -> dict[str, Any] | None:
@@ -85,7 +88,8 @@ def read(root: Path, page: Path) -> dict[str, Any] | None:
         entry = json.loads(entry_path(root, page).read_text("utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    return entry if isinstance(entry, dict) and "explorables" in entry else None
+    whole = isinstance(entry, dict) and ("values" in entry or "failed" in entry)
+    return entry if whole else None
 
 
 def why_stale(root: Path, page: Path) -> str | None:
@@ -96,6 +100,11 @@ def why_stale(root: Path, page: Path) -> str | None:
     for name, value in inputs(root, page).items():
         if entry.get(name) != value:
             return f"{CHANGED[name]} changed since it was run"
+    if entry.get("failed"):
+        first, *others = entry["failed"]
+        place = " ".join(first.partition("\n")[0].split(":")[1:2])
+        more = f", and in {len(others)} more places" if others else ""
+        return f"{FAILS} at line {place}{more}"
     for src, sha in entry["figures"].items():
         figure = page.parent / src
         if not figure.exists() or digest(figure.read_text("utf-8")) != sha:

@@ -112,10 +112,10 @@ def on_page_context(context: Any, page: Any, config: Any, nav: Any) -> Any:
         return context
     shown, table = reader.state(root, Path(page.file.abs_src_path)), ""
     page.content = reader.add_buttons(page.content, shown, config.repo_url or "")
-    if shown.word == reader.VERIFIED:
+    if shown.word in reader.GOOD:
         base = get_relative_url(".", page.url).rstrip("/") + "/"
         page.content = explore.bring(page.content, shown.entry["explorables"], base)
-    takes = takes if shown.word == reader.VERIFIED else ""  # what was not run is not written
+    takes = takes if shown.word in reader.GOOD else ""  # what was not run is not written
     if page.is_homepage:
         rows = [
             (one.title, get_relative_url(one.url, page.url), reader.state(root, path))

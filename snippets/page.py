@@ -9,7 +9,8 @@ The rules, which CONTRIBUTING.md explains to authors:
 - an ` ```output ` fence stands directly under the Python fence whose output it is;
 - `` `0.24`{data-expr="weights[1]"} `` and `\py{0.24}{weights[1]}` are numbers with a source;
 - a Python fence may carry `data-raises="ValueError"`, `data-notest="why"`, or, for the reader who
-  copies it, `data-needs="several processes"`, and no more;
+  copies it, `data-needs="several processes"`, and no more; one with `data-requires="triton"` is
+  run where that package can be imported;
 - `::: attention.softmax` stands for what `reference` makes of that module's docstrings;
 - a folded `Solution` ends in a check of the reader's answer (see `exercises`).
 """
@@ -36,6 +37,7 @@ REASONS = {  # what a Python fence may say of itself, and with what words
     "data-notest": "a reason",
     "data-raises": "the error's type",
     "data-needs": "what it takes, such as several processes",
+    "data-requires": "the packages that it imports beside torch",
     "data-check": "the names that the reader's answer defines",
 }
 HIGHLIGHTING = {"title", "hl_lines", "linenums"}
@@ -116,6 +118,10 @@ class Snippet:
     @property
     def raises(self) -> str | None:
         return self.fence.attrs.get("data-raises")
+
+    @property
+    def requires(self) -> list[str]:
+        return self.fence.attrs.get("data-requires", "").split()
 
     @property
     def check(self) -> str | None:

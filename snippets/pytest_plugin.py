@@ -1,17 +1,16 @@
 """pytest's door to the book: Sybil finds the examples of each page, `run` runs them.
 
 Each snippet, number and page-wide check is one test. `--update` rewrites what a page shows from
-what it gave. A page that passed whole is written into the ledger; the summary says what was run,
-what was not, and what agreed only to the last digit.
+what it gave. What a page gave, or where it failed, is written into the ledger; the summary says
+what was run, what was not, and what agreed only to the last digit. `--arithmetic all` runs the same
+pages under several arithmetics and lists what is not the same in all of them.
 """
 
 import io
-import platform
 import re
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ import pytest
 from sybil import Document, Example, Region, Sybil
 from sybil.document import PythonDocStringDocument
 
-from . import ledger, render, slices, update
-from .compare import NEAR, SAME, compare_number, compare_output, show, tidy
+from . import arithmetic, ledger, render, sameness, slices, update
+from .compare import NEAR, SAME, as_recorded, compare_number, compare_output, show, tidy
+from .edges import knife_edges
 from .page import INTERACTIVE, Number, Page, Snippet, parse
 from .run import (
     PromptError,
@@ -49,6 +49,8 @@ class Sheet:
     figures: dict[str, str] = field(default_factory=dict)
     seen: dict[str, Any] = field(default_factory=dict)
     runnables: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    near: list[int] = field(default_factory=list)  # lines whose last digit differs by one
 
 
 @dataclass
@@ -56,8 +58,11 @@ class Book:
     """The state of one test run."""
 
     root: Path
-    updating: bool
-    pinned: bool
+    updating: bool = False
+    pinned: bool = True  # whether each output must match to the letter
+    arithmetic: str = ""  # for a reader
+    wrong_answers: Mapping[tuple[str, int], list[str]] = field(default_factory=dict)
+    record: Path | None = None  # a folder for what each page gave, and nothing is judged
     sheets: list[Sheet] = field(default_factory=list)
     near: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -84,29 +89,41 @@ class Book:
 
     def evaluate(self, example: Example) -> str | None:
         sheet, part = example.parsed
+        shown = self._run(sheet, part)
+        if self.record:
+            if part is None:
+                sameness.write(self.record, sheet.page, sheet.run)
+            return None
+        if shown and shown.skipped:
+            pytest.skip(shown.skipped)
         start = time.perf_counter()
-        message: str | None = "the checker failed"
+        message: str | None = f"{sheet.run.name}:{part.line if part else 1}: the checker failed"
         try:
-            message = self._judge(sheet, part)
+            message = self._judge(sheet, part, shown)
+            if not message:
+                sheet.passed.add(part.start if part else len(sheet.page.text))
+                if sheet.passed == sheet.parts and not self.updating:
+                    message = self._enter(sheet)
         finally:
             self.overhead += time.perf_counter() - start
             if message and not self.updating:
-                ledger.forget(self.root, sheet.page.path)
-        if not message:
-            sheet.passed.add(part.start if part else len(sheet.page.text))
-            if sheet.passed == sheet.parts and not self.updating:
-                message = self._enter(sheet)
+                sheet.failures.append(message)
+                ledger.fail(self.root, sheet.page.path, sheet.failures)
+        if shown and shown.absent:
+            pytest.skip(f"needs {shown.absent}, which is not installed")
         return message
 
-    def _judge(self, sheet: Sheet, part: Part) -> str | None:
+    def _run(self, sheet: Sheet, part: Part) -> Shown | None:
+        if not sheet.run.shown:
+            sheet.run.run()
+        return sheet.run[part] if part else None
+
+    def _judge(self, sheet: Sheet, part: Part, shown: Shown | None) -> str | None:
         page, run = sheet.page, sheet.run
-        if part is None:
+        if part is None or shown is None:
             return self._judge_page(sheet)
-        before = time.perf_counter()
-        shown = run[part]
-        self.overhead -= time.perf_counter() - before
-        if shown.skipped:
-            pytest.skip(shown.skipped)
+        if shown.absent:
+            return None
         if shown.error:
             return shown.error
         if self.updating:
@@ -117,50 +134,86 @@ class Book:
                 if edits and page.made:
                     raise ValueError("this page is made from docstrings, which nothing rewrites")
                 sheet.edits += edits
+                return self._edge(run, part, shown)
             except Exception as error:
                 return f"{run.name}:{part.line}: {describe(error)}"
-            return None
         if isinstance(part, Number):
-            return self._judge_number(run, part, shown)
+            return self.judge_number(sheet, part, shown.value) or self._edge(run, part, shown)
         if part.fence.lang == INTERACTIVE:
-            return self._judge_prompts(run.name, part.line, part.fence.source, shown.prompts)
+            return self.judge_prompts(sheet, part, shown.prompts)
         if part.is_listing or part.notest:
             return None
         if part.figure:
             self._draw(sheet, part.figure)
         line = page.line_at(part.output.body[0]) if part.output else part.line
-        return self.verdict(run.name, line, part.expected, shown.text)
+        message = self.verdict(run.name, line, part.expected, shown.text, sheet.near)
+        return message or self._edge(run, part, shown)
+
+    def _edge(self, run: Run, part: Snippet | Number, shown: Shown) -> str | None:
+        """Why what is shown hangs on the arithmetic; asked under the pinned one alone."""
+        if isinstance(part, Number):
+            text = show(part.text, shown.value)
+        elif len(shown.outputs) == 1 and not part.figure:
+            text = shown.outputs[0].value or ""
+        else:
+            return None
+        edges = knife_edges(text, shown.value) if self.pinned else []
+        return "\n".join(f"{run.name}:{part.line}: {edge}" for edge in edges) or None
 
     def _judge_page(self, sheet: Sheet) -> str | None:
         page, run = sheet.page, sheet.run
-        if not run.shown:
-            run.run()
-            self.overhead -= run.seconds
         findings, sheet.seen = render.check(page, self.root)
         found = [(p.line, p.message) for p in page.problems] + [tuple(f) for f in findings]
         found += [(1, f"the page changes {name} for all others") for name in run.leaks]
+        if not run.broken and not run.absent:
+            found += self._judge_checks(sheet)
         return "\n".join(f"{run.name}:{line}: {text}" for line, text in sorted(found)) or None
 
-    def _judge_number(self, run: Run, number: Number, shown: Shown) -> str | None:
-        where = f"{run.name}:{number.line}"
+    def _judge_checks(self, sheet: Sheet) -> Iterator[tuple[int, str]]:
+        """The check of an exercise must not take a wrong answer for right."""
+        page, run = sheet.page, sheet.run
+        for number, exercise in enumerate(page.exercises, start=1):
+            for answer in self.wrong_answers.get((page.path.stem, number), []):
+                try:
+                    shown = run.answered(exercise, answer)
+                    told = shown.error or "the check takes it for right"
+                    refused = not shown.error and tidy(shown.text) != tidy(exercise.check.expected)
+                except Exception as error:
+                    told, refused = describe(error), False
+                if not refused:
+                    yield exercise.check.line, f"a wrong answer: {told}\n{answer}"
+
+    def judge_number(self, sheet: Sheet, number: Number, value: Any) -> str | None:
+        """None where `value` rounds to what is shown, else a message that points at it."""
+        name = sheet.run.name
+        where = f"{name}:{number.line}"
         try:
-            verdict = compare_number(number.text, shown.value)
-            got = show(number.text, shown.value)
+            verdict = compare_number(number.text, value)
+            got = show(number.text, value)
         except Exception as error:
             return f"{where}: {error}"
-        if verdict == SAME or (verdict == NEAR and self._tolerate(where)):
+        if verdict == SAME or (verdict == NEAR and self._tolerate(where, number.line, sheet.near)):
             return None
         return f"{where}: {number.expr}\nExpected: {number.text}\nGot:      {got}"
 
-    def _judge_prompts(self, name: str, line: int, source: str, prompts: list[Any]) -> str | None:
+    def judge_prompts(self, sheet: Sheet, part: Snippet, prompts: list[Any]) -> str | None:
+        """None where each prompt gave what is shown under it."""
+        return self._prompts(sheet.run.name, part.line, part.fence.source, prompts, sheet.near)
+
+    def _prompts(
+        self, name: str, line: int, source: str, prompts: list[Any], near: list[int]
+    ) -> str | None:
         for example, got in prompts:
             at = line + output_line(example, source)
-            if message := self.verdict(name, at, prompt_wants(example), got):
+            if message := self.verdict(name, at, prompt_wants(example), got, near):
                 return f"{message}\n>>> {example.source}"
         return None
 
-    def verdict(self, name: str, line: int, want: str, got: str) -> str | None:
-        """None where `got` is what is shown, else a message that points at the difference."""
+    def verdict(self, name: str, line: int, want: str, got: str, near: list[int]) -> str | None:
+        """None where `got` is what is shown, else a message that points at the difference.
+
+        Where only last digits differ, and may, their line is added to `near`.
+        """
         want, got = tidy(want), tidy(got)
         verdict = compare_output(want, got)
         if verdict == SAME:
@@ -169,17 +222,19 @@ class Book:
         same = 0
         while same < min(len(wants), len(gots)) and wants[same] == gots[same]:
             same += 1
-        where = f"{name}:{line + min(same, max(len(wants) - 1, 0))}"
-        if verdict == NEAR and self._tolerate(where):
+        at = line + min(same, max(len(wants) - 1, 0))
+        where = f"{name}:{at}"
+        if verdict == NEAR and self._tolerate(where, at, near):
             return None
         if not want:
             return f"{where}: shows something, but no ```output fence follows\nGot:\n{got}"
         return f"{where}: the output differs\nExpected:\n{want}\nGot:\n{got or '(nothing)'}"
 
-    def _tolerate(self, where: str) -> bool:
-        """Off the pinned platform a last digit may differ by one; it is counted."""
+    def _tolerate(self, where: str, line: int, near: list[int]) -> bool:
+        """Off the pinned arithmetic a last digit may differ by one; it is counted."""
         if not self.pinned:
             self.near.append(where)
+            near.append(line)
         return not self.pinned
 
     def _draw(self, sheet: Sheet, src: str) -> None:
@@ -196,7 +251,6 @@ class Book:
         try:
             sheet.runnables = slices.runnables(page, sheet.run, self.root)
         except slices.RunnableError as error:
-            ledger.forget(self.root, page.path)
             return str(error)
         finally:
             self.slicing += time.perf_counter() - start
@@ -208,7 +262,10 @@ class Book:
             explorables=sheet.run.given,
             notest=[[s.line, s.notest] for s in page.snippets if s.notest],
             outputs=[sheet.run[s].outputs for s in page.snippets],
-            pinned=self.pinned,
+            values=[as_recorded(n.text, sheet.run[n].value) for n in page.numbers],
+            arithmetic=self.arithmetic,
+            near=sorted(sheet.near),
+            absent=sheet.run.absent,
             runnable=sheet.runnables,
             **sheet.seen,
         )
@@ -234,7 +291,7 @@ class Book:
         }
         notes = [f"not run: {name}:{s.line}: {s.notest}" for name, s in hidden]
         if not self.pinned and ran:
-            notes.append(f"not the pinned platform: {len(self.near)} last digits differ by one")
+            notes.append(f"{self.arithmetic}: {len(self.near)} last digits differ by one")
             notes += [f"near: {where}" for where in self.near]
         for sheet in ran:
             if sheet.edits:
@@ -260,7 +317,10 @@ class Book:
         except PromptError as error:
             at = example.line + error.example.lineno
             return f"{name}:{at}: {error}\n>>> {error.example.source}"
-        return self._judge_prompts(name, example.line, example.parsed, prompts)
+        if self.record:
+            sameness.write_prompts(self.record, name, example.line, example.parsed, prompts)
+            return None
+        return self._prompts(name, example.line, example.parsed, prompts, [])
 
 
 class DocStrings(PythonDocStringDocument):
@@ -268,24 +328,6 @@ class DocStrings(PythonDocStringDocument):
 
     def __init__(self, text: str, path: str) -> None:
         Document.__init__(self, text, path)
-
-
-def is_pinned(root: Path) -> bool:
-    """Linux on x86-64 with the Python of .python-version and the torch of constraints.txt."""
-
-    def pin(name: str, pattern: str, default: str) -> str:
-        path = root / name
-        match = re.search(pattern, path.read_text("utf-8"), re.M) if path.exists() else None
-        return match[1] if match else default
-
-    python = ".".join(platform.python_version_tuple()[:2])
-    torch = ledger.torch_version()
-    return (
-        sys.platform == "linux"
-        and platform.machine() == "x86_64"
-        and pin(".python-version", r"^(\d+\.\d+)", python) == python
-        and pin("constraints.txt", r"^torch==([\w.]+)", torch) == torch
-    )
 
 
 BOOK = pytest.StashKey[Book]()
@@ -296,18 +338,45 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("book")
     group.addoption("--update", action="store_true", help="rewrite the pages' outputs and numbers")
     group.addoption(
-        "--unpinned", action="store_true", help="judge as on a platform other than the pinned one"
+        "--arithmetic",
+        choices=[*arithmetic.ARITHMETICS, arithmetic.ALL],
+        default=arithmetic.PINNED,
+        help="what the pages are run under; `all` lists what is not the same under each",
     )
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    class Hooks:
+        @pytest.hookspec(firstresult=True)
+        def pytest_wrong_answers(self) -> Any:
+            """Wrong answers to exercises, by the page's stem and the exercise's number."""
+
+    pluginmanager.add_hookspecs(Hooks)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    if config.getoption("--arithmetic") == arithmetic.ALL:
+        return sameness.main(config.invocation_params.args)
+    return None
 
 
 def pytest_configure(config: pytest.Config) -> None:
     root = config.rootpath.resolve()
+    if config.getoption("--arithmetic") != arithmetic.ALL:
+        arithmetic.use(config.getoption("--arithmetic"))
     if getattr(config.option, "dist", None) == "load":
         config.option.dist = "loadfile"  # a page's snippets stay together
     if config.getoption("--update") and hasattr(config, "workerinput"):
         raise pytest.UsageError("--update rewrites pages: run it without -n")
-    pinned = is_pinned(root) and not config.getoption("--unpinned")
-    book = Book(root, config.getoption("--update"), pinned)
+    book = Book(
+        root,
+        updating=config.getoption("--update"),
+        pinned=arithmetic.is_pinned(root),
+        arithmetic=arithmetic.describe(root),
+        wrong_answers=config.hook.pytest_wrong_answers() or {},
+        record=sameness.folder(),
+    )
     config.stash[BOOK] = book
     pages = Sybil([book], path=str(root), pattern="*.md", name="page")
     docstrings = Sybil(

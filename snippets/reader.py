@@ -17,9 +17,11 @@ from .markdown_ext import code_text
 from .page import INTERACTIVE, OUTPUT, RUN
 from .render import squeeze
 
-VERIFIED, CHANGED, NEVER = "verified", "changed", "never"
+VERIFIED, NEARLY, PARTLY = "verified", "nearly", "partly"
+CHANGED, FAILED, NEVER = "changed", "failed", "never"
+GOOD = (VERIFIED, NEARLY, PARTLY)  # the page shows what was run
 CORNER = 58  # characters of a first line that leave room for the buttons
-SIGNS = {VERIFIED: "✓", CHANGED: "△", NEVER: "○"}
+SIGNS = {VERIFIED: "✓", NEARLY: "≈", PARTLY: "◐", CHANGED: "△", FAILED: "✗", NEVER: "○"}
 BLOCK = re.compile(
     r'<div class="language-(?P<lang>[\w+#.-]+) highlight"(?P<attrs>[^>]*)>'
     r'(?P<body>(?:<span class="filename">.*?</span>)?(?P<pre><pre\b.*?</pre>))\s*</div>'
@@ -40,8 +42,18 @@ class State:
 def state(root: Path, page: Path) -> State:
     entry = ledger.read(root, page) or {}
     why = ledger.why_stale(root, page)
-    if why is None:
-        return State(VERIFIED, f"Verified: {_counts([entry])}, {_with([entry])}.", entry)
+    said = "" if why else f"{_counts([entry])}, {_with([entry])}"
+    if not why and entry["absent"]:
+        needs = f"the rest needs {entry['absent']}, which is not installed"
+        return State(PARTLY, f"Verified in part, {needs}: {said}.", entry)
+    if not why and entry["near"]:
+        lines = ", ".join(map(str, entry["near"]))
+        off = f"off by one in lines {lines} of the page's source"
+        return State(NEARLY, f"Verified to the last digit, {off}: {said}.", entry)
+    if not why:
+        return State(VERIFIED, f"Verified: {said}.", entry)
+    if why.startswith(ledger.FAILS):
+        return State(FAILED, f"Not verified: this page {why}.", entry)
     if entry:
         return State(CHANGED, f"Changed since {_day(entry['date'])}: {why}.", entry)
     return State(NEVER, f"Never verified: this page {why}.", entry)
@@ -50,12 +62,14 @@ def state(root: Path, page: Path) -> State:
 def whole(states: Iterable[State]) -> State:
     """The state of the book, which is that of its worst page."""
     states = list(states)
-    good = [one for one in states if one.word == VERIFIED]
+    good = [one for one in states if one.word in (VERIFIED, NEARLY)]
     if len(good) == len(states):
         entries = [one.entry for one in good]
-        said = f"Verified, all {len(good)} pages: {_counts(entries)}, {_with(entries)}."
-        return State(VERIFIED, said, {})
-    word = CHANGED if any(one.word == CHANGED for one in states) or good else NEVER
+        near = any(one.word == NEARLY for one in good)
+        how = "Verified to the last digit" if near else "Verified"
+        said = f"{how}, all {len(good)} pages: {_counts(entries)}, {_with(entries)}."
+        return State(NEARLY if near else VERIFIED, said, {})
+    word = NEVER if all(one.word == NEVER for one in states) else CHANGED
     return State(word, f"{len(good)} of {len(states)} pages are verified as they are now.", {})
 
 
@@ -77,8 +91,7 @@ def _with(entries: list[dict[str, Any]]) -> str:
         return ", ".join(sorted({entry[name] for entry in entries}))
 
     day = _day(min(entry["date"] for entry in entries))
-    near = "" if all(entry["pinned"] for entry in entries) else ", to one unit in the last digit"
-    return f"torch {of('torch')}, Python {of('python')}{near}, {day}"
+    return f"torch {of('torch')}, Python {of('python')}, {of('arithmetic')}, {day}"
 
 
 def _day(date: str) -> str:
@@ -126,7 +139,7 @@ def under_title(content: str, addition: str) -> str:
 
 def add_buttons(content: str, shown: State, home: str) -> str:
     """Each block of code with its buttons; the runnable ones only on a page that is verified."""
-    ready = list(shown.entry.get("runnable", [])) if shown.word == VERIFIED else []
+    ready = list(shown.entry.get("runnable", [])) if shown.word in GOOD else []
     count = 0
 
     def tools(match: re.Match[str]) -> str:

@@ -9,6 +9,7 @@ import ast
 import contextlib
 import doctest
 import importlib
+import importlib.util
 import inspect
 import io
 import linecache
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import explore
+from .exercises import Exercise
 from .page import INTERACTIVE, Number, Page, Snippet, listing
 from .state import as_main, capture, fresh_state, no_loose_ends
 from .units import Unit, Watch, units
@@ -48,6 +50,7 @@ class Shown:
     value: Any = None
     error: str | None = None  # a message that points at file and line
     skipped: str | None = None
+    absent: str | None = None  # the packages that it requires and that are not installed
     prompts: list[tuple[doctest.Example, str]] = field(default_factory=list)
     units: list[Unit] = field(default_factory=list)  # the statements, with what each changed
     as_str: bool = False  # whether `print(value)` says what `repr(value)` says
@@ -67,7 +70,7 @@ class Run:
         self.given: dict[str, list[str]] = {}  # to explorables, by their figures
         self.leaks: list[str] = []
         self.seconds = 0.0
-        self._broken: str | None = None
+        self.broken: str | None = None
         name = page.path.resolve()
         self.name = str(name.relative_to(root)) if name.is_relative_to(root) else str(name)
 
@@ -75,6 +78,11 @@ class Run:
         if not self.shown:
             self.run()
         return self.shown[part.start]
+
+    @property
+    def absent(self) -> str:
+        """The packages for want of which a part of the page was not run."""
+        return ", ".join(sorted({shown.absent for shown in self.shown.values() if shown.absent}))
 
     def run(self) -> None:
         """Run the whole page, once."""
@@ -88,6 +96,16 @@ class Run:
             self._run_page()
             self.seconds = time.perf_counter() - start
 
+    def answered(self, exercise: Exercise, answer: str) -> Shown:
+        """What the check of an exercise shows of an answer in the place of the solution."""
+        other = Run(self.page, self.root)
+        other.namespace.update(self.namespace)
+        for name in exercise.names:
+            del other.namespace[name]
+        with fresh_state([]), as_main(other.module):
+            exec(answer, other.namespace)
+            return other._run_part(exercise.check)
+
     def _run_page(self) -> None:
         late: list[Number] = []
         parts: list[Snippet | Number] = [*self.page.snippets, *self.page.numbers]
@@ -100,8 +118,8 @@ class Run:
 
     def _run_part(self, part: Snippet | Number, *, may_wait: bool = True) -> Shown:
         """Whatever happens in a part, it ends in a message that points at the part."""
-        if self._broken:
-            return Shown(skipped=self._broken)
+        if self.broken:
+            return Shown(skipped=self.broken)
         try:
             if isinstance(part, Number):
                 return self._number(part, may_wait=may_wait)
@@ -119,6 +137,8 @@ class Run:
         except NameError as error:
             if may_wait:
                 return Shown(value=PENDING)
+            if absent := self.absent:  # and so are the names of what was not run
+                return Shown(absent=absent)
             return Shown(error=f"{where}: {number.expr!r}: {error}, here or at the end of the page")
         except KeyboardInterrupt:
             raise
@@ -128,6 +148,8 @@ class Run:
     def _snippet(self, snippet: Snippet) -> Shown:
         if snippet.notest:
             return Shown()
+        if absent := [name for name in snippet.requires if not importlib.util.find_spec(name)]:
+            return Shown(absent=", ".join(absent))
         if snippet.fence.lang == INTERACTIVE:
             told: list[Output] = []
             source = snippet.fence.source
@@ -237,7 +259,7 @@ class Run:
             line = frames.stack[inside[-1]].lineno or line
             frames.stack = traceback.StackSummary.from_list(frames.stack[inside[0] :])
             report = "".join(frames.format())
-        self._broken = f"the snippet at line {part.line} of this page failed"
+        self.broken = f"the snippet at line {part.line} of this page failed"
         return Shown(error=f"{self.name}:{line}: {type(error).__name__}\n{report}")
 
 

@@ -64,6 +64,8 @@ def runnables(page: Page, run: Run, root: Path) -> list[dict[str, Any]]:
     found, before = [], list[Unit]()
     for snippet in page.snippets:
         shown = run.shown[snippet.start]
+        if shown.absent:
+            continue
         try:
             found.append(asdict(_runnable(snippet, shown, before, root)))
         except RunnableError as error:

@@ -5,16 +5,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pasting import Outcome, run_all
-from reader import PYTHON, ROOT, RUNNABLE, SOURCES, TRIED, address, file_of, python_blocks, soup_of
+from reader import PYTHON, ROOT, RUNNABLE, SOURCES, address, file_of, python_blocks, soup_of
 
 from snippets import ledger
+from snippets.arithmetic import is_pinned
 from snippets.compare import DIFFERENT, SAME, compare_output, tidy
 from snippets.page import RUN, Snippet
-from snippets.pytest_plugin import is_pinned
 
 WITH_CODE = [source for source in SOURCES if python_blocks(source)]
 each_page = pytest.mark.parametrize(
@@ -73,52 +72,51 @@ def complaint(snippet: Snippet, ran: dict[str, str], outcome: Outcome) -> str | 
     return None
 
 
-def longest_of_each_kind(parts: list[Any]) -> list[Any]:
-    """One that needs nothing, one with a part of the page, one with all of it; all that raise."""
-    kinds = {
-        (item["kind"], s.raises): (s, item, text)
-        for s, item, text in sorted(parts, key=lambda part: len(part[2]))
-    }
-    return [*kinds.values()]
+Part = tuple[Snippet, dict[str, str], str]  # a block, what the ledger says of it, what is pasted
 
 
-@pytest.mark.parametrize(
-    "source",
-    [source for source in WITH_CODE if source in TRIED],
-    ids=lambda path: str(path.relative_to(ROOT)),
-)
-def test_a_block_of_each_kind_runs_as_pasted(site: Path, source: Path) -> None:
-    """Each has been run in a namespace of its own, and the gate has read each button."""
+def parts(site: Path, source: Path) -> list[Part]:
+    """The blocks of a page that can be pasted."""
     texts, seen, blocks = pasted(site, source), runnable(source), python_blocks(source)
     assert len(texts) == len(seen) == len(blocks)
     assert [t is None for t in texts] == [item["kind"] == "notest" for item in seen]
     assert [item["kind"] == "notest" for item in seen] == [s.notest is not None for s, _ in blocks]
-    parts = [
-        (s, item, t) for (s, _), item, t in zip(blocks, seen, texts, strict=True) if t is not None
-    ]
-    parts = longest_of_each_kind(parts)
-    outcomes = run_all([text for _, _, text in parts])
-    wrong = [
-        f"{source.relative_to(ROOT)}:{snippet.line} ({item['kind']}) {why}\n--- pasted:\n{text}"
-        for (snippet, item, text), outcome in zip(parts, outcomes, strict=True)
-        if (why := complaint(snippet, item, outcome))
-    ]
-    assert not wrong, "\n\n".join(wrong)
+    return [(s, item, text) for (s, _), item, text in zip(blocks, seen, texts, strict=True) if text]
 
 
-def test_python_itself_does_with_them_what_these_tests_do(site: Path, tmp_path: Path) -> None:
-    """One of each kind, the longest, through `python -` from an empty folder."""
-    longest: dict[str, str] = {}
+def report(source: Path, part: Part, outcome: Outcome) -> str | None:
+    snippet, item, text = part
+    why = complaint(snippet, item, outcome)
+    where = f"{source.relative_to(ROOT)}:{snippet.line} ({item['kind']})"
+    return f"{where} {why}\n--- pasted:\n{text}" if why else None
+
+
+def test_a_block_of_each_kind_runs_as_pasted_into_python(site: Path, tmp_path: Path) -> None:
+    """The shortest of each, through `python -` from an empty folder: each imports torch anew.
+
+    The run of its page has run every block in a fresh namespace.
+    """
+    kinds: dict[tuple[str, bool], tuple[Path, Part]] = {}
     for source in WITH_CODE:
-        for text, item in zip(pasted(site, source), runnable(source), strict=True):
-            if text and len(text) > len(longest.get(item["kind"], "")):
-                longest[item["kind"]] = text
-    assert longest
-    for text, outcome in zip(longest.values(), run_all([*longest.values()]), strict=True):
-        real = subprocess.run(
-            [sys.executable, "-"], input=text, capture_output=True, text=True, cwd=tmp_path
+        for part in parts(site, source):
+            kind = part[1]["kind"], bool(part[0].raises)
+            if kind not in kinds or len(part[2]) < len(kinds[kind][1][2]):
+                kinds[kind] = source, part
+    assert {kind for kind, _ in kinds} == {"alone", "slice", "page"}
+    for source, part in kinds.values():
+        ran = subprocess.run(
+            [sys.executable, "-"], input=part[2], capture_output=True, text=True, cwd=tmp_path
         )
-        assert (real.returncode, real.stdout) == (outcome.code, outcome.out), real.stderr
+        assert not report(source, part, Outcome(ran.stdout, ran.stderr, ran.returncode))
+
+
+@pytest.mark.exhaustive
+@each_page
+def test_every_block_runs_as_pasted(site: Path, source: Path) -> None:
+    every = parts(site, source)
+    outcomes = run_all([text for _, _, text in every])
+    wrong = [report(source, part, got) for part, got in zip(every, outcomes, strict=True)]
+    assert not any(wrong), "\n\n".join(filter(None, wrong))
 
 
 @each_page

@@ -47,9 +47,13 @@ def book(tmp_path: Path) -> Path:
 def check(book: Path) -> Callable[..., Outcome]:
     """Write `text` as docs/page.md and judge each of its examples, as pytest does."""
 
-    def run(text: str, *, pinned: bool = True, updating: bool = False) -> Outcome:
+    def run(
+        text: str, *, pinned: bool = True, updating: bool = False, wrong: tuple[str, ...] = ()
+    ) -> Outcome:
         page = book / "docs/page.md"
         page.write_text(text, "utf-8", newline="")
-        return Outcome(Book(book.resolve(), updating=updating, pinned=pinned), page)
+        how = "pinned arithmetic" if pinned else "another arithmetic"
+        answers = {("page", 1): [*wrong]}
+        return Outcome(Book(book.resolve(), updating, pinned, how, answers), page)
 
     return run

@@ -52,9 +52,11 @@ def test_a_change_makes_the_entry_stale(path: str, why: str, book: Path, page: P
     assert why in str(ledger.why_stale(book, page))
 
 
-def test_a_page_that_fails_leaves_the_ledger(book: Path, page: Path, check: Check) -> None:
+def test_of_a_page_that_fails_the_ledger_says_where(book: Path, page: Path, check: Check) -> None:
     assert not check(PAGE.replace("\n2\n", "\n3\n")).ok
-    assert ledger.why_stale(book, page) == "was never run"
+    assert ledger.why_stale(book, page) == "fails at line 7"
+    page.write_text("# Another page\n")
+    assert ledger.why_stale(book, page) == "the page has changed since it was run"
 
 
 def test_a_page_that_is_updated_is_not_yet_verified(book: Path, check: Check) -> None:

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from snippets.compare import DIFFERENT, NEAR, SAME, compare_number, compare_output, show
+from snippets.edges import knife_edges
 
 Check = Callable[..., Any]  # the fixture of conftest.py
 
@@ -36,7 +38,7 @@ minus `−2.5`{data-expr="rows[0][1]"}; rounded `0.33`{data-expr="third"}; tiny 
 Inline $x = \\py{0.3333}{third}$, and displayed
 
 $$
-\\py{0.12\\cdot 40.00}{[rows[0][0], rows[1][1]]} = \\py{5.000}{rows[0][0] * rows[1][1]}
+\\py{0.125\\cdot 40.00}{[rows[0][0], rows[1][1]]} = \\py{5.000}{rows[0][0] * rows[1][1]}
 $$
 
 ```pycon
@@ -102,7 +104,14 @@ def test_the_sample_page_has_digits_to_flip() -> None:
         ("tensor([ 0.001])", "tensor([0.001])", NEAR),
         ("tensor([1., 2.])", "tensor([0., 3.])", DIFFERENT),  # pytest's NUMBER accepts it
         ("1.0", "0.9", DIFFERENT),  # so does it this
-        ("0.25", "0.26", DIFFERENT),  # fewer than three decimals
+        ("0.25", "0.26", DIFFERENT),  # fewer than three digits
+        ("9.8", "9.9", DIFFERENT),
+        ("162.55", "162.56", NEAR),
+        ("tensor(2.)", "tensor(2.0000)", NEAR),  # another width, for another value
+        ("tensor([ 1.,  2.])", "tensor([1.0000, 2.0001])", NEAR),
+        ("tensor(2.)", "tensor(2.0002)", DIFFERENT),
+        ("tensor(2.)", "tensor(3.)", DIFFERENT),
+        ("1.0000e-04", "9.9999e-05", NEAR),
         ("12", "13", DIFFERENT),
         ("1.234e-05", "1.235e-05", NEAR),
         ("1.234e-05", "1.234e-06", DIFFERENT),
@@ -144,12 +153,110 @@ def test_a_number_that_shows_too_few_values_is_an_error() -> None:
         show("0.1", [0.1, 0.2])
 
 
-def test_a_near_miss_passes_off_the_pinned_platform_and_is_counted(check: Check) -> None:
+def test_a_near_miss_passes_off_the_pinned_arithmetic_and_is_counted(check: Check) -> None:
     page = '```python\n1 / 3\n```\n```output\n0.3333333333333334\n```\n\n`0.667`{data-expr="0.66649"}\n'
     here, elsewhere = check(page), check(page, pinned=False)
     assert here.failed == 2
     assert elsewhere.ok, elsewhere.text
     assert elsewhere.near == ["docs/page.md:5", "docs/page.md:8"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0.8055", torch.tensor(0.80554992)),
+        ("0.8055", 0.8055499196052551),  # the same, out of its tensor
+        ("tensor([-20.9591,   0.5000])", torch.tensor([-20.95904922, 0.5])),
+        ("0.5000", torch.tensor([100.0, 0.50005])[1:] * torch.ones(1)),
+        ("32.12", 32.125),  # between two roundings, whatever the machine
+        ("0.39", 0.385),
+        ("[1.2, 0.12]", [1.21, 0.125]),
+    ],
+)
+def test_a_number_on_a_knife_edge_is_refused(text: str, value: object) -> None:
+    (edge,) = knife_edges(text, value)
+    assert "stands on a knife-edge" in edge
+    assert "show one digit fewer" in edge
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0.806", torch.tensor(0.80554992)),
+        ("0.4300", torch.tensor(0.43)),
+        ("8.03125", 8.03125),
+        ("tensor([0.3333, 0.2500])", torch.tensor([1 / 3, 0.25])),
+        ("0.33333333", 1 / 3),
+        ("tensor([0.4062], dtype=torch.bfloat16)", torch.tensor([0.40625], dtype=torch.bfloat16)),
+        ("tensor([1, 2])", torch.tensor([1, 2])),
+        ("tensor([nan, -inf])", torch.tensor([float("nan"), float("-inf")])),
+        ("12", 12),
+        ("True", True),
+        ("journey", "journey"),
+        ("6 words", ["a"] * 6),
+        ("1e-09", 1e-9),
+    ],
+)
+def test_a_number_that_any_machine_rounds_alike_is_not(text: str, value: object) -> None:
+    assert knife_edges(text, value) == []
+
+
+def test_a_page_with_a_knife_edge_fails_where_its_arithmetic_is_pinned(check: Check) -> None:
+    page = (
+        '`0.39`{data-expr="x"}\n\n```python\nx = 0.385\nx = [x]\nx\n```\n```output\n[0.385]\n```\n'
+    )
+    assert check(page).lines == {1}
+    assert check(page, pinned=False).ok
+    assert check(page.replace("0.39", "0.38"), updating=True).lines == {1}
+
+
+def test_without_a_package_what_requires_it_is_not_run_and_the_rest_is(check: Check) -> None:
+    page = (
+        "```python\n1\n```\n```output\n1\n```\n\n"
+        '``` { .python data-requires="no_such_package json" }\nx = 1\n```\n\n`1`{data-expr="x"}\n'
+    )
+    outcome = check(page)
+    assert outcome.ok
+    assert outcome.skipped == ["needs no_such_package, which is not installed"] * 2
+    assert check(page.replace("no_such_package", "re")).skipped == []
+    undefined = check(page.replace("no_such_package", "re").replace("x = 1", "y = 1"))
+    assert "name 'x' is not defined" in undefined.text
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("double = lambda x: x + x + 1", ""),
+        ("double = lambda x: x * x", "the check takes it for right"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("other = 1", "name 'double' is not defined"),
+    ],
+)
+def test_a_check_must_refuse_a_wrong_answer(check: Check, answer: str, message: str) -> None:
+    outcome = check(EXERCISE, wrong=(answer,))
+    assert outcome.ok == (not message)
+    assert message in outcome.text
+    assert outcome.lines == ({13} if message else set())
+
+
+EXERCISE = """# A page
+
+**1. Twice.** Write `double`.
+
+??? success "Solution"
+
+    ```python
+    def double(x):
+        return 2 * x
+    ```
+
+    ``` { .python data-check="double" }
+    double(2) == 4
+    ```
+    ```output
+    True
+    ```
+"""
 
 
 def test_a_page_is_not_helped_by_randomness(check: Check) -> None:

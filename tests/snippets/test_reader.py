@@ -96,11 +96,40 @@ def test_a_change_takes_mark_and_runnable_copies_away(
     assert len(soup.select(".code-copy")) == 5
 
 
-def test_a_page_judged_away_from_the_pinned_platform_says_how_closely(
-    book: Path, check: Check
-) -> None:
+def test_a_page_with_another_last_digit_says_so_and_where(book: Path, check: Check) -> None:
+    page = book / "docs/page.md"
     assert check(PAGE, pinned=False).ok
-    assert ", to one unit in the last digit, " in reader.state(book, book / "docs/page.md").sentence
+    assert reader.state(book, page).word == reader.VERIFIED
+    assert ", another arithmetic, " in reader.state(book, page).sentence
+    assert check(PAGE + '\n`0.667`{data-expr="0.66649"}\n', pinned=False).ok
+    state = reader.state(book, page)
+    assert state.word == reader.NEARLY
+    line = PAGE.count("\n") + 2
+    assert state.sentence.startswith(
+        f"Verified to the last digit, off by one in lines {line} of the page's source: 3 snippets"
+    )
+    assert reader.whole([state]).sentence.startswith("Verified to the last digit, all 1 pages")
+    assert len(shown(book, page).select(".code-run")) == 4
+
+
+def test_a_page_that_fails_says_where_and_keeps_its_text(book: Path, page: Path) -> None:
+    ledger.fail(book, page, ["docs/page.md:7: the output differs\n…", "docs/page.md:9: …"])
+    state = reader.state(book, page)
+    assert state.word == reader.FAILED
+    assert state.sentence == "Not verified: this page fails at line 7, and in 1 more places."
+    assert shown(book, page).select(".code-run") == []
+    assert reader.whole([state]).sentence == "0 of 1 pages are verified as they are now."
+
+
+def test_a_page_that_lacks_a_package_is_verified_in_part(book: Path, check: Check) -> None:
+    page = book / "docs/page.md"
+    lacking = '\n``` { .python data-requires="no_such_package" }\n1\n```\n'
+    assert check(PAGE + lacking).ok
+    state = reader.state(book, page)
+    assert state.word == reader.PARTLY
+    assert "the rest needs no_such_package, which is not installed" in state.sentence
+    assert len(shown(book, page).select(".code-run")) == 4
+    assert reader.whole([state]).word == reader.CHANGED
 
 
 def test_the_book_is_as_good_as_its_worst_page(book: Path, page: Path) -> None:
