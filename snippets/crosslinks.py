@@ -6,6 +6,7 @@ follow from the sources and from the order of the chapters, so no page says so i
 """
 
 import ast
+import functools
 import html
 import re
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import reference
-from .page import CODE_SPAN, COMMENT, blank, parse
+from .page import CODE_SPAN, COMMENT, Page, blank, parse
 from .plain import VERBATIM
 from .takeaway import navigation
 
@@ -102,12 +103,13 @@ def links(root: Path, nav: list[Any]) -> Links:
         text = (docs / source).read_text("utf-8")
         title = text.partition("\n")[0].removeprefix("# ")
         chapter = Chapter(number, title, source)
-        for used in emphasised(docs / source):
+        italics, imports = _uses(docs / source, text)
+        for used in italics:
             if used in terms:
                 first.setdefault(terms[used], chapter)
         for match in LISTING.finditer(text):
             listed.setdefault(match["name"], chapter)
-        for name in _imports(docs / source):
+        for name in imports:
             imported.setdefault(name, chapter)
     homes = {
         name: home for name in reference.public() if (home := listed.get(name, imported.get(name)))
@@ -128,9 +130,15 @@ def entries_of(root: Path) -> dict[str, set[str]]:
     }
 
 
-def emphasised(path: Path) -> list[str]:
+@functools.lru_cache(maxsize=99)  # under `mkdocs serve` most chapters are as they were
+def _uses(path: Path, text: str) -> tuple[list[str], list[str]]:
+    """What a chapter has in italics, and what its code imports from the package."""
+    page = parse(path, text)
+    return emphasised(page), _imports(page)
+
+
+def emphasised(page: Page) -> list[str]:
     """What a page has in italics, in order: no titles, no links, nothing in code or a formula."""
-    page = parse(path)
     prose = blank(page.text, [(f.start, f.end) for f in page.fences])
     for pattern in (COMMENT, VERBATIM, CODE_SPAN, NO_PLACE):
         prose = blank(prose, [match.span() for match in pattern.finditer(prose)])
@@ -141,10 +149,10 @@ def _normal(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def _imports(path: Path) -> list[str]:
+def _imports(page: Page) -> list[str]:
     """The names that the code of a page imports from the package."""
     try:
-        tree = ast.parse(parse(path).code)
+        tree = ast.parse(page.code)
     except SyntaxError:
         return []  # the run says where
     return [

@@ -5,9 +5,10 @@ roundings as the error of its arithmetic, a processor that adds in another order
 digit. Such a number asks for one digit fewer, or for another example.
 """
 
+import ast
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -37,6 +38,50 @@ def knife_edges(text: str, value: Any) -> list[str]:
         for digits, number in zip(shown, held, strict=True)
         if _on_edge(digits, number)
     ]
+
+
+class Listen(ast.NodeTransformer):
+    """Code whose f-strings and calls of `print` tell, by the name `HEARD`, what they show.
+
+    So a number is judged that a snippet prints, and whose value its output does not hold.
+    """
+
+    def visit_FormattedValue(self, node: ast.FormattedValue) -> ast.AST:
+        self.generic_visit(node)
+        if node.conversion == -1:
+            spec = node.format_spec or ast.Constant("")
+            node.value = ast.Call(ast.Name(HEARD, ast.Load()), [node.value, spec], [])
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if isinstance(node.func, ast.Name) and node.func.id == "print":
+            node.args = [
+                arg
+                if isinstance(arg, ast.Starred)
+                else ast.Call(ast.Name(HEARD, ast.Load()), [arg], [])
+                for arg in node.args
+            ]
+        return node
+
+
+HEARD = "__heard__"
+
+
+def listener(edges: list[str]) -> Callable[..., Any]:
+    """What `HEARD` names: gives its value back, and adds what is wrong with it to `edges`."""
+
+    def heard(value: Any, spec: str = "") -> Any:
+        if isinstance(value, (float, list, tuple)) or hasattr(value, "dtype"):
+            try:
+                text = format(value, spec)
+            except Exception:  # the snippet raises it too
+                return value
+            percent = spec.endswith("%")
+            edges.extend(knife_edges(text, 100 * value if percent else value))
+        return value
+
+    return heard
 
 
 def _on_edge(digits: str, number: Held) -> bool:

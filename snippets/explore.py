@@ -10,11 +10,11 @@ begins there. A page that is not what was run keeps its drawings and gets neithe
 import html
 import json
 import re
-import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
 SCRIPTS = "assets/explore"
+DIGITS = 6  # of a number, which machines agree on; the seventh of float32 hangs on the processor
 ELEMENT = re.compile(
     r'<explore-(?P<name>[\w-]+) data-figure="(?P<src>[^"]+)">(?P<inside>.*?)</explore-(?P=name)>',
     re.S,
@@ -45,19 +45,12 @@ def _plain(x: Any) -> Any:
     if isinstance(x, (list, tuple)):
         return [_plain(item) for item in x]
     if hasattr(x, "tolist"):
-        single = str(getattr(x, "dtype", "")) == "torch.float32"
-        return _shortest(x.tolist()) if single else x.tolist()
-    if not isinstance(x, (str, bool, int, float, type(None))):
+        return _plain(x.tolist())
+    if isinstance(x, float):
+        return float(f"{x:.{DIGITS}g}")
+    if not isinstance(x, (str, bool, int, type(None))):
         raise TypeError(f"an explorable cannot begin with {type(x).__name__}")
     return x
-
-
-def _shortest(x: Any) -> Any:
-    """Numbers of float32 as one would write them: 0.43, and not 0.4300000071525574."""
-    if isinstance(x, list):
-        return [_shortest(item) for item in x]
-    tries = (float(f"{x:.{n}g}") for n in range(1, 10))
-    return next((y for y in tries if struct.pack("f", y) == struct.pack("f", x)), x)
 
 
 def element(name: str, src: str, drawing: str, given: str = "") -> str:

@@ -20,7 +20,7 @@ import nbformat
 from bs4 import BeautifulSoup
 from bs4.element import Tag
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 from .ledger import digest, digest_files, torch_version
 from .markdown_ext import inline_svg, mark_code
@@ -30,7 +30,10 @@ SVG = "data:image/svg+xml;base64,"  # how the converter gives a drawing, dark on
 
 
 class LabError(RuntimeError):
-    """A cell of a lab failed; the message names the lab and shows the cell."""
+    """A cell of a lab failed; the message names the lab, shows the cell, and ends in the error."""
+
+
+_failed: dict[Path, LabError] = {}  # no lab is executed again, as it is, by the same process
 
 
 def copy_path(root: Path, notebook: Path) -> Path:
@@ -48,6 +51,8 @@ def executed(root: Path, notebook: Path) -> Path:
     target = copy_path(root, notebook)
     if target.exists():
         return target
+    if target in _failed:
+        raise _failed[target]
     book = nbformat.read(notebook, as_version=4)
     client = NotebookClient(
         book,
@@ -57,9 +62,10 @@ def executed(root: Path, notebook: Path) -> Path:
     )
     try:
         client.execute()
-    except CellExecutionError as error:
-        report = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # without a terminal's colours
-        raise LabError(f"{notebook.relative_to(root)}: a cell failed\n{report}") from None
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        report = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).rstrip()  # without a terminal's colours
+        _failed[target] = LabError(f"{notebook.relative_to(root)}: a cell failed\n{report}")
+        raise _failed[target] from None
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_suffix(f".{os.getpid()}")  # another process may read the target now
     nbformat.write(book, draft)

@@ -151,13 +151,14 @@ class Book:
 
     def _edge(self, run: Run, part: Snippet | Number, shown: Shown) -> str | None:
         """Why what is shown hangs on the arithmetic; asked under the pinned one alone."""
+        if not self.pinned:
+            return None
+        text = ""
         if isinstance(part, Number):
             text = show(part.text, shown.value)
         elif len(shown.outputs) == 1 and not part.figure:
             text = shown.outputs[0].value or ""
-        else:
-            return None
-        edges = knife_edges(text, shown.value) if self.pinned else []
+        edges = dict.fromkeys([*knife_edges(text, shown.value), *shown.edges])
         return "\n".join(f"{run.name}:{part.line}: {edge}" for edge in edges) or None
 
     def _judge_page(self, sheet: Sheet) -> str | None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import explore
+from .edges import HEARD, Listen, listener
 from .exercises import Exercise
 from .page import INTERACTIVE, Number, Page, Snippet, listing
 from .state import as_main, capture, fresh_state, no_loose_ends
@@ -54,6 +55,7 @@ class Shown:
     prompts: list[tuple[doctest.Example, str]] = field(default_factory=list)
     units: list[Unit] = field(default_factory=list)  # the statements, with what each changed
     as_str: bool = False  # whether `print(value)` says what `repr(value)` says
+    edges: list[str] = field(default_factory=list)  # digits that hang on the arithmetic
     outputs: list[Output] = field(default_factory=list)  # one for each input: `>>>` has many
 
 
@@ -161,6 +163,7 @@ class Run:
             return self._listing(snippet)
         shown = Shown()
         with capture(self.printed) as printed:
+            self.namespace[HEARD] = listener(shown.edges)
             try:
                 value = shown.value = self._execute(snippet, shown.units)
             except (Exception, SystemExit) as error:
@@ -210,6 +213,7 @@ class Run:
             if isinstance(node, (ast.expr, ast.stmt)):
                 node.col_offset += len(snippet.fence.prefix)
                 node.end_col_offset = (node.end_col_offset or 0) + len(snippet.fence.prefix)
+        ast.fix_missing_locations(Listen().visit(tree))
         path = str(self.page.path)
         compile(tree, path, "exec")  # what no statement alone would show to be wrong
         rest, value, watch = tree.body, None, Watch(self.namespace)

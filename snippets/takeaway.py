@@ -4,17 +4,19 @@ MkDocs' hook calls `write` when the site is built, the template shows `links`. O
 speaks for is written, so that nothing is handed out that was not run.
 """
 
+import functools
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import nbformat
 
-from . import ledger
 from .notebook import notebook
-from .page import Page, parse
+from .page import parse
 from .plain import Book, folder, markdown
+from .reader import GOOD, State
 from .run import Output
 
 NO_CHAPTERS = {"Labs", "Back matter"}  # parts of the navigation whose pages have no number
@@ -33,7 +35,7 @@ class Entry(NamedTuple):
 
 def book_of(config: Any) -> Book:
     return Book(
-        root=Path(config.config_file_path).parent,
+        root=Path(config.config_file_path).resolve().parent,
         name=config.site_name,
         url=config.site_url.rstrip("/") + "/",
         licence=config.copyright,
@@ -51,7 +53,7 @@ def navigation(nav: list[Any], part: str = "") -> Iterator[Entry]:
                 yield Entry(part or title, inner, bool(part) and part not in NO_CHAPTERS)
 
 
-def write(config: Any) -> None:
+def write(config: Any, states: Mapping[str, State]) -> None:
     """Put a notebook and Markdown beside each page of the built site, and llms.txt at its root."""
     book, site = book_of(config), Path(config.site_dir)
     found = []
@@ -62,23 +64,26 @@ def write(config: Any) -> None:
             text = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
             found.append((entry, path.name, text))
             continue
-        if ledger.why_stale(book.root, path):
+        if states[entry.source].word not in GOOD:
             continue  # only where the site is served while somebody writes
-        page = parse(path)
-        text = markdown(page, book)
+        text, made = taken(book, path, json.dumps(states[entry.source].entry), entry.is_chapter)
         found.append((entry, "index.md", text))
         (target / "index.md").write_text(text, "utf-8")
-        if entry.is_chapter:
-            made = notebook(page, outputs(page, book), book)
-            nbformat.write(made, target / f"{path.stem}.ipynb")
+        if made:
+            (target / f"{path.stem}.ipynb").write_text(made, "utf-8")
     (site / "llms.txt").write_text(llms_txt(found, config.site_description, book), "utf-8")
 
 
-def outputs(page: Page, book: Book) -> list[list[Output]]:
-    """What the ledger keeps of the page's snippets: what each printed, gave and raised."""
-    seen = ledger.read(book.root, page.path)
-    assert seen
-    return [[Output(*output) for output in snippet] for snippet in seen["outputs"]]
+@functools.lru_cache(maxsize=99)  # under `mkdocs serve` most pages are as they were
+def taken(book: Book, path: Path, entry: str, is_chapter: bool) -> tuple[str, str]:
+    """A page as Markdown and, if it is a chapter, as a notebook.
+
+    The entry of the ledger, as JSON, has a hash of all that either depends on.
+    """
+    page = parse(path)
+    outputs = [[Output(*output) for output in snippet] for snippet in json.loads(entry)["outputs"]]
+    made = nbformat.writes(notebook(page, outputs, book)) + "\n" if is_chapter else ""
+    return markdown(page, book), made
 
 
 def llms_txt(pages: list[tuple[Entry, str, str]], summary: str, book: Book) -> str:

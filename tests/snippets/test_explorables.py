@@ -95,13 +95,13 @@ def test_an_explorable_that_fails_leaves_the_rest_of_the_page_to_be_judged(play:
     [
         (torch.tensor([0.43, -2.5, 1e-9]), "[0.43, -2.5, 1e-09]"),
         (torch.tensor(0.43), "0.43"),
-        (torch.tensor([[0.1], [1 / 3]]), "[[0.1], [0.33333334]]"),
-        (torch.tensor([16777217.0, 0.12347054481506348]), "[16777216.0, 0.123470545]"),
-        (torch.tensor([0.43, 1 / 3], dtype=torch.float64), "[0.43, 0.3333333333333333]"),
-        (torch.tensor([0.43]).double(), "[0.4300000071525574]"),
+        (torch.tensor([[0.1], [1 / 3]]), "[[0.1], [0.333333]]"),
+        (torch.tensor([16777217.0, 0.12347054481506348]), "[16777200.0, 0.123471]"),
+        (torch.tensor([0.43, 1 / 3], dtype=torch.float64), "[0.43, 0.333333]"),
+        (torch.tensor([0.43]).double(), "[0.43]"),
         (torch.tensor([1, 2]), "[1, 2]"),
         (torch.tensor([True, False]), "[true, false]"),
-        (0.1 + 0.2, "0.30000000000000004"),
+        (0.1 + 0.2, "0.3"),
         ((1, True, None, "Wärme"), '[1, true, null, "Wärme"]'),
         ({"a": [{"b": torch.tensor([0.43])}], 2: ()}, '{"a": [{"b": [0.43]}], "2": []}'),
     ],
@@ -110,10 +110,13 @@ def test_a_value_is_written_as_json(value: object, text: str) -> None:
     assert explore.as_json(value) == text
 
 
-def test_every_number_of_32_bits_comes_back_as_it_was() -> None:
+def test_what_is_given_does_not_hang_on_the_last_bits_of_a_number() -> None:
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(1000, generator=generator) * 10 ** torch.arange(-20.0, 20.0, 0.04)
-    assert torch.equal(torch.tensor(explore._plain(x)), x)
+    near = torch.nextafter(x, 2 * x)
+    agree = torch.tensor(explore._plain(x)) == torch.tensor(explore._plain(near))
+    assert agree.float().mean() > 0.95  # a rounding has edges too
+    assert torch.allclose(torch.tensor(explore._plain(x)), x, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize(

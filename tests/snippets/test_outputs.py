@@ -210,6 +210,34 @@ def test_a_page_with_a_knife_edge_fails_where_its_arithmetic_is_pinned(check: Ch
     assert check(page.replace("0.39", "0.38"), updating=True).lines == {1}
 
 
+@pytest.mark.parametrize(
+    ("shows", "given"),
+    [
+        ('print(f"so {x:.2f}")', "so 0.39"),
+        ('print(f"{x:{5}.2f} of", 1)', " 0.39 of 1"),
+        ('print(f"{x / 10:.1%}")', "3.9%"),
+        ('"%d" % 1 + "".join(f"{y:.2f}" for y in [x])', "'10.39'"),
+        ('def f(y):\n    return f"{y:.2f}"\n\n\nf(x)', "'0.39'"),
+    ],
+)
+def test_so_does_a_number_that_is_printed(check: Check, shows: str, given: str) -> None:
+    page = f"```python\nx = 0.385\n```\n\n```python\n{shows}\n```\n```output\n{given}\n```\n"
+    outcome = check(page)
+    assert outcome.lines == {6}
+    assert "0.39 stands on a knife-edge" in outcome.text or "3.9" in outcome.text
+    right = page.replace("0.385", "0.386")
+    assert check(right).ok, check(right).text
+
+
+def test_a_tensor_that_is_printed_is_judged_as_one(check: Check) -> None:
+    page = (
+        "```python\nimport torch\n\nprint(torch.tensor([0.12345, 1.5]))\n```\n```output\n{}\n```\n"
+    )
+    assert check(page.format("tensor([0.1235, 1.5000])")).lines == {2}
+    fine = page.replace("0.12345", "0.1234")
+    assert check(fine.format("tensor([0.1234, 1.5000])")).ok
+
+
 def test_without_a_package_what_requires_it_is_not_run_and_the_rest_is(check: Check) -> None:
     page = (
         "```python\n1\n```\n```output\n1\n```\n\n"

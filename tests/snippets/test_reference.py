@@ -123,5 +123,5 @@ def test_a_term_is_looked_for_in_prose_alone(tmp_path: Path) -> None:
         "# A *title*\n\n`*code*` [*link*](x.md) **bold** $a*b*c$ a * b * c\n\n```text\n*fence*\n```\n"
         '\n!!! margin "*box*"\n    Here *one\n    Term* and **very *deep* one**.\n'
     )
-    assert emphasised(page) == ["one term", "deep"]
+    assert emphasised(parse(page)) == ["one term", "deep"]
     assert parse(page).made == []
