@@ -8,9 +8,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import attention
 from tests.machine import TRITON, needs_triton
 
 QUESTIONS = """
@@ -105,7 +107,10 @@ def answers():
     code = QUESTIONS + (OF_TRITON if TRITON else "") + "print(json.dumps(answers))"
     command = [sys.executable, "-W", "error::UserWarning", "-c", code]
     env = {**os.environ, "TRITON_INTERPRET": "0"}
-    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=env, check=True)
+    folder = Path(attention.__file__).parents[1]
+    ran = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, env=env, cwd=folder, check=True
+    )
     return json.loads(ran.stdout)
 
 
