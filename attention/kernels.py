@@ -58,7 +58,7 @@ class Kernel:
                 raise
             raise ModuleNotFoundError(
                 "kernel='triton' needs the package triton, for Linux: "
-                "pip install 'attention-book[triton]'"
+                "pip install triton"
             ) from error
         run: Run = getattr(sys.modules[self.module], self.function)
         return run
@@ -71,8 +71,10 @@ def _import(module: str) -> None:
     importlib.import_module(module)
 
 
-# torch.compile traces no import; what is imported when it traces stays so.
-_import = torch.compiler.assume_constant_result(_import)
+# torch.compile traces no import; what is imported when it traces stays so. To
+# mark that, torch.compiler.assume_constant_result does just this, but first it
+# imports torch._dynamo, which takes nearly as long as torch itself.
+_import._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 # --8<-- [start:KERNELS]

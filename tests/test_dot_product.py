@@ -556,16 +556,6 @@ def test_vmap_over_batch_and_heads_gives_what_four_dimensions_do():
     torch.testing.assert_close(one(*inputs), attention(*inputs, **how))
 
 
-def test_torch_compile_takes_the_whole_of_it_in_one_graph():
-    q, k, v = tensors()
-
-    def f(q, k, v):
-        return attention(q, k, v, mask=causal, query_offset=2, key_offset=0)
-
-    compiled = torch.compile(f, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(q, k, v), f(q, k, v))
-
-
 # --- errors -------------------------------------------------------------------------
 
 Q, K, V = tensors()

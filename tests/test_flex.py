@@ -24,6 +24,7 @@ from attention import (
     sliding_window,
     softcap,
 )
+from tests.machine import needs_compiler
 
 B, H, H_KV, L, S, D, DV = 2, 6, 3, 7, 13, 11, 5
 START = 4  # where the queries of a block begin, and
@@ -165,21 +166,26 @@ def test_what_an_offset_says_to_attention_shift_says_to_flex_attention(mask):
 
 # --- compiled -----------------------------------------------------------------
 
-COMPILED = {
-    "masks": (
-        flex.and_masks(
-            flex.or_masks(sliding_window(9), first_tokens(3), shift(prefix_lm(2), 1, 1)),
-            causal,
-            document(torch.arange(150).expand(2, 150) // torch.tensor([[40], [60]])),
-            padding(torch.tensor([150, 131])),
-        ),
-        None,
-    ),
-    "scores": (causal, composed(softcap(2.0), alibi(H), bias_of_t5(), shift(alibi(H), 3, 0))),
-}
+ALL_MASKS = flex.and_masks(
+    flex.or_masks(sliding_window(9), first_tokens(3), shift(prefix_lm(2), 1, 1)),
+    causal,
+    document(torch.arange(150).expand(2, 150) // torch.tensor([[40], [60]])),
+    padding(torch.tensor([150, 131])),
+)
+ALL_SCORES = composed(softcap(2.0), alibi(H), bias_of_t5(), shift(alibi(H), 3, 0))
 
 
-@pytest.mark.parametrize(("mask", "score_mod"), COMPILED.values(), ids=COMPILED)
+# 17 s: the first compilation for a CPU asks a C++ compiler for all that it can do, and a kernel
+# takes it 6 s. What is compiled is kept on the disk, and found again there.
+@needs_compiler
+@pytest.mark.parametrize(
+    ("mask", "score_mod"),
+    [
+        pytest.param(ALL_MASKS, ALL_SCORES, id="all"),
+        pytest.param(ALL_MASKS, None, id="masks", marks=pytest.mark.exhaustive),
+        pytest.param(causal, ALL_SCORES, id="scores", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_compiled_flex_attention_gives_the_same(mask, score_mod):
     length = 150  # more than one block of 128, and no multiple
     q, k, v = tensors(length, length, torch.float32)

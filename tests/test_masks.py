@@ -606,33 +606,15 @@ def test_vmap_over_heads_keeps_the_rows_of_the_batch():
     torch.testing.assert_close(mapped[:, :, 0].transpose(0, 1), expected)
 
 
-def test_torch_compile_follows_lengths_that_change():
-    def f(q, k, v, lengths):
-        return attention(q, k, v, mask=flex.and_masks(causal, padding(lengths)))
-
-    compiled = torch.compile(f, backend="eager", fullgraph=True)
-    for n, lengths in ((5, [5, 3]), (7, [2, 7]), (11, [0, 10]), (7, [7, 1])):
-        inputs = (*tensors(n, n), torch.tensor(lengths))
-        torch.testing.assert_close(compiled(*inputs), f(*inputs))
-
-
-def test_torch_compile_takes_a_mod_made_outside():
-    mod = padding(LENGTHS)
-    q, k, v = tensors(S, S)
-    compiled = torch.compile(
-        lambda q, k, v: attention(q, k, v, mask=mod), backend="eager", fullgraph=True
-    )
-    torch.testing.assert_close(compiled(q, k, v), attention(q, k, v, mask=mod))
-
-
-def test_torch_compile_follows_documents_and_offsets_that_change():
-    def f(q, k, v, ids, start):
-        mod = flex.and_masks(causal, shift(document(ids), start, start))
+def test_torch_compile_follows_lengths_documents_and_offsets_that_change():
+    def f(q, k, v, lengths, ids, start):
+        mod = flex.and_masks(causal, padding(lengths), shift(document(ids), start, start))
         return attention(q, k, v, mask=mod)
 
     compiled = torch.compile(f, backend="eager", fullgraph=True)
-    for n in (5, 7, 11):
-        inputs = (*tensors(n, n), torch.randint(3, (B, n)), torch.randint(-2, 3, (B,)))
+    for n, lengths in ((5, [5, 3]), (7, [2, 7]), (11, [0, 10]), (7, [7, 1])):
+        documents = torch.randint(3, (B, n)), torch.randint(-2, 3, (B,))
+        inputs = (*tensors(n, n), torch.tensor(lengths), *documents)
         torch.testing.assert_close(compiled(*inputs), f(*inputs))
 
 

@@ -671,10 +671,8 @@ def test_a_key_bias_cancels_without_rotary_and_counts_with_it():
 def test_a_layer_may_be_compiled():
     layer = layer_()
     compiled = torch.compile(layer, backend="eager", fullgraph=True)
-    for n in (5, 7, 2):
-        x = random_(B, n, H * D)
-        how = {"mask": causal, "query_offset": 3, "key_offset": 3}
-        torch.testing.assert_close(compiled(x, **how), layer(x, **how), **EXACT)
+    x, how = random_(B, 5, H * D), {"mask": causal, "query_offset": 3, "key_offset": 3}
+    torch.testing.assert_close(compiled(x, **how), layer(x, **how), **EXACT)
 
 
 # --- errors ------------------------------------------------------------------------

@@ -1,0 +1,159 @@
+"""What is imported, and when: questions that a fresh process answers, all of them in one.
+
+There Triton does not run in Python, and cannot even be imported until the questions about it.
+"""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import attention
+from tests.machine import TRITON, needs_triton
+
+QUESTIONS = """
+import json, os, sys
+
+answers = {}
+
+def ask(question):
+    def answer(f):
+        try:
+            answers[question] = f()
+        except Exception as error:
+            answers[question] = f"{type(error).__name__}: {error}"
+    return answer
+
+def by_triton():
+    return attention(x, x, x, kernel="triton")
+
+sys.modules["triton"] = None
+import torch
+from attention import attention, causal
+
+answers["imported"] = [name for name in sys.modules if name.startswith(("attention", "torch._"))]
+x = torch.randn(3, 4)
+
+@ask("attention without triton")
+def _():
+    return list(attention(x, x, x).shape)
+
+ask("no triton")(by_triton)
+os.environ["TRITON_INTERPRET"] = "1"
+ask("no triton to run in Python")(by_triton)
+os.environ["TRITON_INTERPRET"] = "0"
+
+@ask("compiled before it is imported")
+def _():
+    def run(x):
+        return attention(x, x, x, mask=causal, kernel="sdpa")
+    before = "attention.sdpa" in sys.modules
+    out = torch.compile(run, backend="eager", fullgraph=True)(x)
+    torch.testing.assert_close(out, attention(x, x, x, mask=causal))
+    return [before, "attention.sdpa" in sys.modules]
+"""
+
+OF_TRITON = """
+del sys.modules["triton"]
+import triton
+ask("a CPU")(by_triton)
+os.environ["TRITON_INTERPRET"] = "1"
+ask("too late")(by_triton)
+os.environ["TRITON_INTERPRET"] = "0"
+
+from triton.backends.compiler import GPUTarget
+from triton.runtime.autotuner import Autotuner
+from attention.triton_kernel import triton_tiled
+
+class Nowhere:
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+    def get_current_device(self):
+        return 0
+    def get_current_stream(self, device):
+        return 0
+
+launched = []
+
+def compile_only(self, *args, grid, warmup, **kwargs):
+    self.nargs = dict(zip(self.arg_names, args))
+    config = self.prune_configs(kwargs)[-2:][0]
+    code = self.fn.warmup(*args, grid=grid, **kwargs, **config.all_kwargs())
+    products = "wgmma" if "wgmma.mma_async" in code.asm["ptx"] else "fma"
+    rounded = "tf32" in code.asm["ptx"]
+    launched.append([self.base_fn.__name__, str(args[0][0].dtype), products, rounded])
+
+triton.runtime.driver.set_active(Nowhere())
+Autotuner.run = compile_only
+
+@ask("launched")
+def _():
+    for dtype, H, n, D in ((torch.bfloat16, 4, 70, 64), (torch.float32, 1, 1, 5)):
+        shapes = (2, H, n, D), (2, max(1, H // 2), n, D), (2, max(1, H // 2), n, D)
+        given = [torch.zeros(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+        at = {"mask": causal, "score_mod": None, "query_offset": 0, "key_offset": 0}
+        out, lse = triton_tiled(*given, **at, scale=0.3, return_lse=True)
+        (out.sum() + lse.sum()).backward()
+    return launched
+"""
+
+
+@functools.cache  # 12 s, of which Triton's compiler takes 8, for six kernels
+def answers():
+    code = QUESTIONS + (OF_TRITON if TRITON else "") + "print(json.dumps(answers))"
+    command = [sys.executable, "-W", "error::UserWarning", "-c", code]
+    env = {**os.environ, "TRITON_INTERPRET": "0"}
+    folder = Path(attention.__file__).parents[1]
+    ran = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, env=env, cwd=folder, check=True
+    )
+    return json.loads(ran.stdout)
+
+
+def test_the_package_imports_no_compiler():
+    """torch._dynamo takes nearly as long to import as torch itself."""
+    assert "attention.dot_product" in answers()["imported"]
+    assert "torch._dynamo" not in answers()["imported"]
+
+
+@pytest.mark.parametrize("module", ["sdpa", "flex", "tiled", "triton_kernel"])
+def test_a_kernel_is_imported_when_it_is_asked_for(module):
+    assert f"attention.{module}" not in answers()["imported"]
+
+
+def test_torch_compile_takes_a_kernel_that_is_not_imported_yet_in_one_graph():
+    assert answers()["compiled before it is imported"] == [False, True]
+
+
+def test_the_package_needs_no_triton_and_says_where_it_would():
+    assert answers()["attention without triton"] == [3, 4]
+    assert "cannot do tensors on a CPU" in answers()["no triton"]
+    assert answers()["no triton to run in Python"] == (
+        "ModuleNotFoundError: kernel='triton' needs the package triton, for Linux: "
+        "pip install triton"
+    )
+
+
+@needs_triton
+def test_a_cpu_is_refused_where_triton_does_not_run_in_python():
+    assert "kernel='triton' cannot do tensors on a CPU: it is for a GPU" in answers()["a CPU"]
+    assert answers()["a CPU"].endswith("reference, sdpa, flex and tiled can")
+
+
+@needs_triton
+def test_an_interpreter_that_is_asked_for_too_late_says_so():
+    assert "comes too late" in answers()["too late"]
+
+
+@needs_triton
+def test_what_is_launched_compiles_for_a_gpu_and_rounds_no_float32_to_tf32():
+    """As it is called, on a GPU that is not there: every step but the last."""
+    assert answers()["launched"] == [
+        [kernel, f"torch.{dtype}", products, False]
+        for dtype, products in (("bfloat16", "wgmma"), ("float32", "fma"))
+        for kernel in ("forward", "backward_query", "backward_key")
+    ]
