@@ -22,6 +22,7 @@ from bs4.element import Tag
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
+from .arithmetic import describe
 from .ledger import digest, digest_files, torch_version
 from .markdown_ext import inline_svg, mark_code
 from .reader import VERIFIED, State
@@ -73,10 +74,10 @@ def executed(root: Path, notebook: Path) -> Path:
     return target
 
 
-def state(executed: Path) -> State:
-    """The mark of a lab: it is shown as it was executed, or not at all."""
+def state(root: Path, executed: Path) -> State:
+    """The mark of a lab that is shown as it was executed."""
     cells = [c for c in nbformat.read(executed, as_version=4).cells if c.cell_type == "code"]
-    versions = f"torch {torch_version()}, Python {platform.python_version()}"
+    versions = f"torch {torch_version()}, Python {platform.python_version()}, {describe(root)}"
     return State(VERIFIED, f"Executed for this site: {len(cells)} cells of code, {versions}.", {})
 
 

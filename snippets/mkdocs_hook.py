@@ -93,9 +93,9 @@ def _execute(file: Any, root: Path, strict: bool) -> reader.State:
         if strict:
             raise PluginError(str(error)) from None
         why = str(error).rpartition("\n")[2]
-        return reader.State(reader.NEVER, f"Never verified: a cell fails, {why}.", {})
+        return reader.State(reader.FAILED, f"Not verified: a cell of this lab fails: {why}.", {})
     file.abs_src_path = str(copy)
-    return lab.state(copy)
+    return lab.state(root, copy)
 
 
 def _surroundings(files: Any, config: Any) -> str:
