@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from record import PAGES, ROOT, entry
 
 from snippets.arithmetic import is_pinned
 from snippets.page import Number, Page, Snippet, parse
 from snippets.pytest_plugin import Book, Sheet
 from snippets.run import Output, Run
+from tests.record import PAGES, ROOT, entry
 
 
 def flipped(text: str) -> Iterator[tuple[int, str]]:

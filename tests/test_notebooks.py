@@ -10,8 +10,6 @@ import pytest
 from markdown_it import MarkdownIt
 from nbclient import NotebookClient
 from nbformat import NotebookNode
-from record import ROOT, entry
-from wrong_answers import WRONG
 
 from snippets.katex import typeset
 from snippets.markdown_ext import svg_words
@@ -20,6 +18,8 @@ from snippets.page import Page, parse
 from snippets.plain import VERBATIM, Book, markdown
 from snippets.render import squeeze
 from snippets.run import Output
+from tests.record import ROOT, entry
+from tests.wrong_answers import WRONG
 
 PAGES = sorted(ROOT.glob("docs/**/*.md"))
 CHAPTERS = [path for path in PAGES if path.parent != ROOT / "docs"]

@@ -107,8 +107,7 @@ def test_no_page_asks_another_host_for_anything(site: Path) -> None:
 
 
 def test_math_is_typeset_and_numbered_where_it_is_referred_to(site: Path) -> None:
-    soup = soup_of(file_of(site, "foundations/softmax/"))
-    article = soup.find("article")
+    article = gate.soup_of(file_of(site, "foundations/softmax/")).find("article")
     assert article is not None
     assert len(article.select(".arithmatex .katex")) > 40
     refs = article.select("a.eqref")
@@ -204,7 +203,7 @@ def copy(tmp_path: Path) -> Path:
 def test_a_stale_page_stops_the_build_and_names_the_command(copy: Path) -> None:
     result = mkdocs("build", "--strict", cwd=copy)
     assert result.returncode != 0
-    assert "foundations/similarity.md: was never run" in result.stderr
+    assert "foundations/similarity.md: Never verified: this page was never run." in result.stderr
     assert "Run `pytest docs` first" in result.stderr
 
 

@@ -5,7 +5,7 @@ import importlib
 import json
 import pkgutil
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,17 +15,17 @@ from bs4 import BeautifulSoup
 from playwright.sync_api import Browser, Locator, Page
 from reader import (
     ALL,
+    AT_ONCE,
     AUDIT,
     DARK,
     LIGHT,
     ROOT,
-    SCHEME,
-    SETTLED,
-    TOGGLE,
     WIDTHS,
     address,
+    cases,
     file_of,
     soup_of,
+    turn,
 )
 from trials import Numbers, State, Trial
 
@@ -36,9 +36,35 @@ TRIALS: list[Trial] = [
     for found in pkgutil.iter_modules(trials.__path__)
     for trial in importlib.import_module(f"trials.{found.name}").TRIALS
 ]
-each_trial = pytest.mark.parametrize(
-    "trial", TRIALS, ids=lambda trial: f"{trial.name} at {Path(trial.figure).stem}"
+
+
+def name(x: Trial | str) -> str:
+    return x if isinstance(x, str) else f"{x.name} at {Path(x.figure).stem}"
+
+
+each_trial = pytest.mark.parametrize("trial", TRIALS, ids=name)
+# What an explorable's script decides, and not the place that it is put to: once for each in the gate.
+FIRST = {trial.name: trial for trial in reversed(TRIALS)}.values()
+each_explorable = pytest.mark.parametrize(
+    "trial", cases([(trial,) for trial in TRIALS], lambda trial: trial in FIRST), ids=name
 )
+
+
+def with_each(argument: str, values: Iterable[str]) -> pytest.MarkDecorator:
+    """Each explorable with the values by turns, and in `make test-all` with all of them."""
+    values, first = list(values), list(FIRST)
+    return pytest.mark.parametrize(
+        ("trial", argument),
+        cases(
+            [(trial, value) for trial in TRIALS for value in values],
+            lambda trial, value: (
+                trial in first and values.index(value) == first.index(trial) % len(values)
+            ),
+        ),
+        ids=name,
+    )
+
+
 SHOWN = """root => [...root.shadowRoot.querySelectorAll("[data-n]")]
     .map(place => [place.dataset.n, place.textContent])"""
 # What is seen beside the numbers: the sentence, where controls stand, what stands at the head of a
@@ -156,8 +182,7 @@ def test_whatever_a_reader_does_it_shows_what_the_package_computes(
         assert state == before or differs(shown, trial.numbers(before, begin)), step.does
 
 
-@each_trial
-@pytest.mark.parametrize("width", WIDTHS)
+@with_each("width", WIDTHS)
 def test_everyone_can_use_it(browser: Browser, url: str, trial: Trial, width: str) -> None:
     size = {"width": WIDTHS[width], "height": 780}
     with browser.new_context(viewport=size, has_touch=width == "phone") as context:  # type: ignore[arg-type]
@@ -166,11 +191,9 @@ def test_everyone_can_use_it(browser: Browser, url: str, trial: Trial, width: st
         found = element(tab, trial)
         tab.evaluate(AXE_SCRIPT)
         for scheme in (LIGHT, DARK):
-            if scheme == DARK:
-                tab.locator(TOGGLE).click()
-            tab.locator(f"body[{SCHEME}={scheme}]").wait_for()
+            turn(tab, scheme)
             found.scroll_into_view_if_needed()
-            tab.evaluate(SETTLED)
+            tab.evaluate(AT_ONCE)
             audit = f"([rules, where]) => ({AUDIT})(rules, where)"
             assert tab.evaluate(audit, [{"runOnly": ALL}, f"explore-{trial.name}"]) == []
         boxes = found.evaluate(
@@ -181,7 +204,7 @@ def test_everyone_can_use_it(browser: Browser, url: str, trial: Trial, width: st
         assert boxes == []
 
 
-@each_trial
+@each_explorable
 def test_all_of_it_can_be_reached_by_keyboard(tab: Page, url: str, trial: Trial) -> None:
     tab.goto(url + place(trial))
     found = element(tab, trial)
@@ -201,7 +224,7 @@ def test_all_of_it_can_be_reached_by_keyboard(tab: Page, url: str, trial: Trial)
     assert met == wanted
 
 
-@each_trial
+@each_explorable
 def test_it_works_after_instant_navigation_and_twice_on_a_page(
     tab: Page, url: str, trial: Trial
 ) -> None:
@@ -229,8 +252,7 @@ def test_it_works_after_instant_navigation_and_twice_on_a_page(
     assert heard == []
 
 
-@each_trial
-@pytest.mark.parametrize("without", ["script", "screen"])
+@with_each("without", ["script", "screen"])
 def test_the_figure_stands_without_script_and_on_paper(
     browser: Browser, url: str, trial: Trial, without: str
 ) -> None:
@@ -248,7 +270,7 @@ def test_the_figure_stands_without_script_and_on_paper(
         assert box and box["width"] > 100 and box["height"] > 50
 
 
-@each_trial
+@each_explorable
 def test_nothing_moves_for_who_wants_it_still(browser: Browser, url: str, trial: Trial) -> None:
     with browser.new_context(reduced_motion="reduce") as context:
         tab = context.new_page()

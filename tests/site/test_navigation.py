@@ -18,7 +18,6 @@ from reader import (
     MARK,
     PYTHON,
     RESULT,
-    ROOT,
     RUNNABLE,
     SEARCH,
     SOLUTION,
@@ -27,6 +26,7 @@ from reader import (
     TOOLS,
     WIDTHS,
     address,
+    cases,
     file_of,
     python_blocks,
     soup_of,
@@ -36,10 +36,12 @@ from reader import (
 FIRST, SECOND = [source for source in CHAPTERS if source.parent.name == "foundations"][:2]
 CHAPTER, NEXT = address(FIRST), address(SECOND)
 LAB = "labs/first-notebook/"
-each_chapter = pytest.mark.parametrize(
-    "source", CHAPTERS, ids=lambda path: str(path.relative_to(ROOT))
+SOUGHT = {"title": FIRST, "word": SECOND}  # in the gate; of all chapters the index is read
+each_kind = pytest.mark.parametrize(
+    "page",
+    cases([(page,) for page in KINDS], lambda page: page in (CHAPTER, KINDS[1], KINDS[-2])),
+    ids=lambda page: page or "index",
 )
-each_kind = pytest.mark.parametrize("page", KINDS, ids=lambda page: page or "index")
 
 
 @pytest.fixture
@@ -84,8 +86,11 @@ def own_word(site: Path, page: str) -> str:
     return max(own, key=lambda w: (words.count(w), w))[:6]
 
 
-@each_chapter
-@pytest.mark.parametrize("by", ["title", "word"])
+@pytest.mark.parametrize(
+    ("source", "by"),
+    cases([(s, by) for s in CHAPTERS for by in ("title", "word")], lambda s, by: s == SOUGHT[by]),
+    ids=lambda x: x if isinstance(x, str) else x.stem,
+)
 def test_the_search_finds_each_chapter(
     tab: Page, site: Path, url: str, source: Path, by: str
 ) -> None:
@@ -96,6 +101,15 @@ def test_the_search_finds_each_chapter(
     tab.locator(RESULT).first.click()
     tab.wait_for_url(re.compile(re.escape(url + address(source)) + r"(\?.*)?(#.*)?$"))
     tab.get_by_role("heading", level=1, name=title).wait_for()
+
+
+@pytest.mark.parametrize("source", CHAPTERS, ids=lambda path: path.stem)
+def test_the_index_of_the_search_has_title_and_words_of_each_chapter(
+    site: Path, source: Path
+) -> None:
+    title = source.read_text("utf-8").partition("\n")[0].removeprefix("# ")
+    assert title in prose(site)[address(source)]
+    assert own_word(site, address(source))
 
 
 def test_the_index_of_the_search_waits_for_a_reader_who_searches(tab: Page, url: str) -> None:
@@ -180,56 +194,6 @@ def test_each_page_says_how_true_it_is_and_can_be_taken_along(site: Path, page: 
 
 # --- keyboard ---------------------------------------------------------------
 
-# Where the focus is, and whether one can see that it is there.
-FOCUS = """() => {
-    let e = document.activeElement;
-    if (!e || e === document.body || e === document.documentElement) return null;
-    while (e.shadowRoot?.activeElement) e = e.shadowRoot.activeElement;
-    window.stops ??= 0;
-    e.dataset.stop ??= window.stops++;
-    // an option shows by its label that it has the focus
-    const shown = e.type === "radio" ? e.nextElementSibling : e;
-    const box = shown.getBoundingClientRect(), style = getComputedStyle(shown);
-    const middle = [box.x + box.width / 2, box.y + Math.min(box.height / 2, innerHeight / 2)];
-    return {
-        stop: +e.dataset.stop,
-        what: e.outerHTML.slice(0, 120),
-        summary: e.localName === "summary" && !e.parentElement.open,
-        seen: box.width > 0 && box.height > 0 && middle[0] >= 0 && middle[0] <= innerWidth
-            && box.bottom > 0 && box.top < innerHeight,
-        marked: (style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0)
-            || style.boxShadow !== "none" || e.matches("input[type=text]"),
-    };
-}"""
-
-
-@each_kind
-def test_all_of_a_page_can_be_reached_by_keyboard(tab: Page, url: str, page: str) -> None:
-    tab.goto(url + page)
-    most = tab.locator("a, button, input, summary, [tabindex]").count() + 10
-    stops, hidden = [], []
-    for _ in range(most):
-        tab.keyboard.press("Tab")
-        focus = tab.evaluate(FOCUS)
-        if focus is None or focus["stop"] < len(stops):
-            break  # once around
-        stops.append(focus["what"])
-        if not focus["seen"]:  # yet: what opens takes a moment
-            tab.wait_for_timeout(300)
-            focus = tab.evaluate(FOCUS)
-        if not focus["seen"] or not focus["marked"]:
-            hidden.append(focus)
-        if focus["summary"]:
-            tab.keyboard.press("Enter")
-            assert tab.evaluate("document.activeElement.parentElement.open") is True
-    else:
-        pytest.fail(f"the focus never comes to the end: {stops[-3:]}")
-    assert not hidden, "\n".join(["the focus cannot be seen:", *map(str, hidden)])
-    assert url + page + "#" in stops[0] or page == "404.html"  # the way past the navigation
-    for selector in (SEARCH, f"{TOOLS} button", f"{SOLUTION} summary", f"{ARTICLE} a:visible"):
-        left = tab.locator(f"{selector}:not([data-stop])")
-        assert [e.evaluate("e => e.outerHTML") for e in left.all()] == []
-
 
 def test_the_skip_link_leads_to_the_text(tab: Page, url: str) -> None:
     # The theme's script takes links over while it waits for the site's list of pages; nobody's
@@ -280,24 +244,3 @@ def test_without_script_all_of_a_page_is_there(browser: Browser, url: str, page:
         assert hidden == []
         assert tab.locator(f"{TOOLS} button:visible, {TOOLS} :is(a, span):visible").count() == 0
         assert tab.locator(ARTICLE).inner_text().strip()
-
-
-@each_kind
-def test_nothing_moves_by_itself_for_who_wants_it_still(
-    browser: Browser, url: str, page: str
-) -> None:
-    with browser.new_context(reduced_motion="reduce") as context:
-        tab = context.new_page()
-        tab.goto(url + page)
-        moving = tab.evaluate("""async () => {
-            const seen = new Set();
-            for (let y = 0; y < 20; y++) {
-                scrollTo({top: y * innerHeight, behavior: "instant"});
-                await new Promise(requestAnimationFrame);
-                document.getAnimations().filter(a => a.playState === "running").forEach(a =>
-                    seen.add(`${a.animationName ?? a.transitionProperty}: ` +
-                        a.effect.target.outerHTML.slice(0, 99)));
-            }
-            return [...seen];
-        }""")
-        assert moving == []

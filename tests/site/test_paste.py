@@ -79,9 +79,9 @@ def parts(site: Path, source: Path) -> list[Part]:
     """The blocks of a page that can be pasted."""
     texts, seen, blocks = pasted(site, source), runnable(source), python_blocks(source)
     assert len(texts) == len(seen) == len(blocks)
-    assert [t is None for t in texts] == [item["kind"] == "notest" for item in seen]
     assert [item["kind"] == "notest" for item in seen] == [s.notest is not None for s, _ in blocks]
-    return [(s, item, text) for (s, _), item, text in zip(blocks, seen, texts, strict=True) if text]
+    every = [(s, item, text) for (s, _), item, text in zip(blocks, seen, texts, strict=True)]
+    return [(s, item, text) for s, item, text in every if text and not s.notest]
 
 
 def report(source: Path, part: Part, outcome: Outcome) -> str | None:

@@ -90,13 +90,14 @@ class Rotary extends Explorable {
     given.speeds[s.rule].forEach((speed, i) => {
       const [first, second] = [s.query_pairing, s.key_pairing].map((pairing) => pair(i, query.length, pairing));
       const turns = (Math.abs(distance) * speed) / (2 * Math.PI);
+      // the speeds are given to six digits
       const trained = (given.length * given.speeds[0][i]) / (2 * Math.PI);
       Object.assign(out, {
         [`numbers.${i}`]: first.join() === second.join() ? first.join(", ") : `${first.join(", ")} and ${second.join(", ")}`,
         [`slowed.${i}`]: given.speeds[0][i] / speed,
         [`turns.${i}`]: turns,
         [`trained.${i}`]: trained,
-        [`angles.${i}`]: trained < 1 && turns > trained * (1 + 1e-9) ? "new" : "known",
+        [`angles.${i}`]: trained < 1 && turns > trained * (1 + 1e-5) ? "new" : "known",
         [`scores.${i}`]: sum(first.map((d) => query[d] * key[d])),
       });
     });
