@@ -27,6 +27,7 @@ from reader import (
     SCROLL,
     THIN,
     URL,
+    WALKED,
     WATCH,
     WIDTHS,
     Visit,
@@ -37,6 +38,7 @@ from reader import (
     soup_of,
     turn,
     visit,
+    walk,
 )
 
 Visitor = Callable[[str, str], Visit]
@@ -117,13 +119,13 @@ def test_a_typeface_that_comes_late_moves_nothing(tabs: dict[str, Page], site: P
     """It is asked for, and then done without: on a page of prose, for formulas wait for theirs."""
     page = next(p for p in ADDRESSES if p and not soup_of(file_of(site, p)).select(FORMULA))
     tab, held = tabs["desktop"], list[Route]()
-    tab.route("**/book-serif-*.woff2", held.append)
+    tab.route("**/book-serif-*.woff2", lambda route: held.append(route))
     tab.goto(URL + page, wait_until="domcontentloaded")
     tab.wait_for_function("performance.getEntriesByType('paint').length > 0")
     assert held
-    tab.unroute("**/book-serif-*.woff2")
     for route in held:
         route.continue_()
+    tab.unroute("**/book-serif-*.woff2")
     tab.wait_for_load_state("load")
     tab.evaluate(SCROLL)
     shifts = tab.evaluate("watched.shifts(true)")
@@ -144,6 +146,7 @@ def test_every_formula_is_there_to_be_seen(
 
 @each_visit
 def test_everyone_can_use_the_page(visited: Visitor, page: str, width: str) -> None:
+    """Of what the theme decides, colours and sizes, one page of each kind is asked."""
     found = visited(page, width).audit
     assert not found, "\n".join(["axe finds:", *found])
 
@@ -177,9 +180,19 @@ def test_every_text_can_be_told_from_its_ground(
     assert not found, "\n".join(["axe finds:", *found])
 
 
-@each_kind
-def test_all_of_a_page_can_be_reached_by_keyboard(visited: Visitor, page: str) -> None:
-    lost = visited(page, "desktop").lost
+@pytest.mark.parametrize(
+    "page",
+    cases(ADDRESSES, WALKED.__contains__),
+    ids=lambda page: page or "index",
+)
+def test_all_of_a_page_can_be_reached_by_keyboard(
+    tabs: dict[str, Page], visited: Visitor, page: str
+) -> None:
+    if page in WALKED:
+        lost = visited(page, "desktop").lost
+    else:
+        tabs["desktop"].goto(URL + page)
+        lost = walk(tabs["desktop"])
     assert not lost, "\n".join(["the focus does not come there, or cannot be seen:", *lost])
 
 
