@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SCRIPTS = "assets/explore"
-DIGITS = 6  # of a number, which machines agree on; the seventh of float32 hangs on the processor
+# Digits on which machines agree: the last of float32's seven and of float64's sixteen hang on the
+# processor.
+SINGLE, DOUBLE = 6, 12
 ELEMENT = re.compile(
     r'<explore-(?P<name>[\w-]+) data-figure="(?P<src>[^"]+)">(?P<inside>.*?)</explore-(?P=name)>',
     re.S,
@@ -39,15 +41,15 @@ def as_json(value: object) -> str:
     return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
 
 
-def _plain(x: Any) -> Any:
+def _plain(x: Any, digits: int = DOUBLE) -> Any:
     if isinstance(x, dict):
         return {str(key): _plain(item) for key, item in x.items()}
     if isinstance(x, (list, tuple)):
-        return [_plain(item) for item in x]
+        return [_plain(item, digits) for item in x]
     if hasattr(x, "tolist"):
-        return _plain(x.tolist())
+        return _plain(x.tolist(), DOUBLE if x.dtype.itemsize == 8 else SINGLE)
     if isinstance(x, float):
-        return float(f"{x:.{DIGITS}g}")
+        return float(f"{x:.{digits}g}")
     if not isinstance(x, (str, bool, int, type(None))):
         raise TypeError(f"an explorable cannot begin with {type(x).__name__}")
     return x
