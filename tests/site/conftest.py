@@ -1,5 +1,6 @@
-"""The site as it is deployed: built once, served under a path, opened in a real browser."""
+"""The site as a public repository deploys it: built once, served under a path, opened in a browser."""
 
+import fcntl
 import functools
 import http.server
 import os
@@ -12,10 +13,10 @@ from http import HTTPStatus
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
-from reader import PATH, PUBLIC, ROOT, SOURCES
+from playwright.sync_api import Browser, Page, sync_playwright
+from reader import HOST, PATH, PUBLIC, ROOT, SOURCES, URL, WIDTHS
 
-from snippets import ledger
+from tests import record
 
 CANDIDATES = (
     *("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"),
@@ -45,25 +46,29 @@ class Pages(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """A folder that is served, and its address: known before the site is built, which names it."""
-    folder = tmp_path_factory.mktemp("served")
-    handler = functools.partial(Pages, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield folder, f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site. Of several workers the first builds it, and the others wait."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder, done = shared / "served" / PATH.strip("/"), shared / "built"
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            for page in SOURCES:
+                record.entry(page)  # runs the pages where they have not been run as they are
+            build(folder)
+            done.touch()
+    return folder
 
 
-def build(folder: Path, **env: str) -> None:
+def build(folder: Path) -> None:
     """Build the site into a folder, and stand no warning."""
-    subprocess_env = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT), **env}
+    env = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "SITE_URL": URL, "REPO_URL": PUBLIC}
     result = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
         cwd=ROOT,
-        env=subprocess_env,
+        env=env,
         capture_output=True,
         text=True,
     )
@@ -72,27 +77,15 @@ def build(folder: Path, **env: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def site(served: tuple[Path, str]) -> Path:
-    """The built site. The pages are run first where the ledger does not speak for them."""
-    if any(ledger.why_stale(ROOT, page) for page in SOURCES):
-        subprocess.run([sys.executable, "-m", "pytest", "-q", "docs"], cwd=ROOT, check=True)
-    folder, address = served
-    build(folder / PATH.strip("/"), SITE_URL=address + PATH)
-    return folder / PATH.strip("/")
-
-
-@pytest.fixture(scope="session")
-def url(site: Path, served: tuple[Path, str]) -> str:
-    """Where the built site is served."""
-    return served[1] + PATH
-
-
-@pytest.fixture(scope="session")
-def public(site: Path, served: tuple[Path, str]) -> str:
-    """Where the site is served as it is built for a public repository."""
-    folder, address = served
-    build(folder / "public", SITE_URL=f"{address}/public/", REPO_URL=PUBLIC)
-    return f"{address}/public/"
+def port(site: Path) -> Iterator[int]:
+    """Where this worker serves the site. The browser alone knows: its pages name no port."""
+    handler = functools.partial(Pages, directory=str(site.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
 
 
 def find_browser() -> str | None:
@@ -104,14 +97,40 @@ def find_browser() -> str | None:
 # For a module, not for the session: while it is open, no test of the same process could run an
 # event loop of its own, as those that execute notebooks do.
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """A real browser, which can reach nothing but this machine."""
+def browser(port: int) -> Iterator[Browser]:
+    """A real browser, which can reach the site and nothing else."""
     executable = find_browser()
     if not executable:
         complain = pytest.fail if os.environ.get("CI") else pytest.skip
         complain("no Chromium or Chrome found: install one, or say CHROMIUM=/path/to/it")
     with sync_playwright() as playwright:
-        args = ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+        rules = f"MAP {HOST}:80 127.0.0.1:{port}, MAP * ~NOTFOUND"
+        args = [f"--host-resolver-rules={rules}"]
         browser = playwright.chromium.launch(executable_path=executable, args=args)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def desk(browser: Browser) -> Iterator[Page]:
+    """The one tab of a module: to open another takes as long as to load two pages."""
+    size = {"width": WIDTHS["desktop"], "height": 780}
+    clipboard = ["clipboard-read", "clipboard-write"]
+    with browser.new_context(viewport=size, permissions=clipboard) as context:  # type: ignore[arg-type]
+        yield context.new_page()
+
+
+@pytest.fixture
+def tab(desk: Page) -> Iterator[Page]:
+    """The tab as a reader finds it who has never been here, and what goes wrong in it."""
+    wrong: list[str] = []
+
+    def hear(error: object) -> None:
+        wrong.append(str(error))
+
+    desk.on("pageerror", hear)
+    yield desk
+    desk.remove_listener("pageerror", hear)
+    desk.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
+    desk.emulate_media(media="screen", reduced_motion="no-preference", color_scheme="light")
+    assert wrong == []

@@ -1,16 +1,20 @@
-"""What the tests in a browser share: where the pages are, what to look for on them, how to look."""
+"""What the tests of the site share: where the pages are, what to look for on them, how to look."""
 
 import contextlib
 import functools
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import pytest
+from _pytest.mark.structures import ParameterSet
 from axe_playwright_python.base import AXE_SCRIPT
 from bs4 import BeautifulSoup
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import ConsoleMessage, Locator, Page
 
-from snippets import gate
+from snippets import gate, search
 from snippets import page as pages
 from snippets.page import Snippet
 
@@ -20,7 +24,9 @@ CHAPTERS = sorted(ROOT.glob("docs/*/*.md"))
 LABS = sorted(ROOT.glob("docs/labs/*.ipynb"))
 
 # The book is served under a path, as a project's pages are: an address from the root would fail.
-PATH = "/book/"
+# The host is one that browsers trust with a clipboard; each worker serves it at a port of its own.
+HOST, PATH = "book.localhost", "/book/"
+URL = f"http://{HOST}{PATH}"
 # A repository, for what only a public book has. Nothing is ever asked of it.
 PUBLIC = "https://github.com/example/attention"
 
@@ -56,31 +62,41 @@ def address(source: Path) -> str:
 ADDRESSES = [*map(address, [*SOURCES, *LABS]), "404.html"]
 
 # One page of each kind, for what the theme decides and a page's own words do not: the first, a
-# chapter, the longest page, tables, terms, signatures, a lab, a wrong address.
+# chapter, tables, terms, signatures, a lab, a wrong address.
 KINDS = [
-    *("", "foundations/heads/", "pitfalls/", "conformance/", "glossary/", "reference/"),
+    *("", "foundations/heads/", "conformance/", "glossary/", "reference/"),
     *("labs/alignment/", "404.html"),
 ]
+# The reference has five hundred places for the focus, and none that is not elsewhere.
+WALKED = [page for page in KINDS if page != "reference/"]
 
 
-@functools.cache  # parsing takes a third of a second, and a dozen tests ask for each page
+def cases(every: Iterable[Any], gate: Callable[..., bool]) -> list[ParameterSet]:
+    """The cases that `gate` wants are in the gate; the others are run by `make test-all`."""
+    whole = [one if isinstance(one, tuple) else (one,) for one in every]
+    return [pytest.param(*one, marks=() if gate(*one) else pytest.mark.exhaustive) for one in whole]
+
+
+def is_due(page: str, width: str) -> bool:
+    """Each page is met at one width in the gate, by turns, and one of each kind at both."""
+    return page in KINDS or list(WIDTHS)[ADDRESSES.index(page) % 2] == width
+
+
+@functools.cache  # parsing takes its time, and a dozen tests ask for each page
 def soup_of(path: Path) -> BeautifulSoup:
-    """A page of the built site, to be read and not to be changed."""
-    return BeautifulSoup(path.read_text("utf-8"), "html.parser")
+    """A page of the built site, to be read and not to be changed; formulas are empty."""
+    return BeautifulSoup(thin(path.read_text("utf-8")), "html.parser")
+
+
+def thin(html: str) -> str:
+    """A page without what is inside its formulas, and without the colours of code: a third of it."""
+    html = re.sub(r"<math\b.*?</math>", "", html, flags=re.S)
+    return search.without_spans(search.without_colours(html), 'class="katex-html"')
 
 
 def file_of(site: Path, page: str) -> Path:
     """The file behind an address in the book."""
     return site / page if page.endswith(".html") else site / page / "index.html"
-
-
-# Pages of which the buttons are pressed and the blocks pasted: one of each kind, and the last
-# chapter of each part. What every button of the book would copy, the gate has read.
-TRIED = [
-    source
-    for source in SOURCES
-    if address(source) in KINDS or source == max(source.parent.glob("*.md"))
-]
 
 
 def python_blocks(source: Path) -> list[tuple[Snippet, str]]:
@@ -94,17 +110,28 @@ def python_blocks(source: Path) -> list[tuple[Snippet, str]]:
 
 # --- a visit ----------------------------------------------------------------
 
-# Runs before anything of the page does, and notes what happens to it.
+# A limit for what never comes. What is waited for comes when the machine has time for it.
+NEVER = 120_000  # ms
+
+# Runs before anything of the page does, and notes what happens to it. A font that comes late moves
+# what is set in it: on a busy machine no page can help that, and such moves are left out.
 WATCH = """
-window.watched = {shifts: [], violations: []};
+window.watched = {violations: []};
 addEventListener("securitypolicyviolation", e =>
     watched.violations.push(`${e.effectiveDirective} forbids ${e.blockedURI} ${e.sample}`));
 const name = node => (node?.outerHTML ?? node?.textContent ?? "?").slice(0, 60);
 const from = ({x, y}) => `${Math.round(x)},${Math.round(y)}`;
+const shifts = [], late = [];
+document.fonts.addEventListener("loading", () => late.push([performance.now(), Infinity]));
+document.fonts.addEventListener("loadingdone", () => requestAnimationFrame(() =>
+    requestAnimationFrame(() => { if (late.length) late.at(-1)[1] = performance.now(); })));
 const note = list => list.getEntries().forEach(entry =>
-    entry.hadRecentInput || watched.shifts.push([entry.value, entry.sources.map(s =>
+    entry.hadRecentInput || shifts.push([entry.startTime, entry.value, entry.sources.map(s =>
         `${from(s.previousRect)} to ${from(s.currentRect)}: ${name(s.node)}`)]));
 new PerformanceObserver(note).observe({type: "layout-shift", buffered: true});
+watched.shifts = (all = false) => shifts
+    .filter(([at]) => all || !late.some(([start, end]) => start <= at && at <= end))
+    .map(([at, ...shift]) => shift);
 """
 SCROLL = """async () => {
     const root = document.documentElement, frame = () => new Promise(requestAnimationFrame);
@@ -115,10 +142,14 @@ SCROLL = """async () => {
     scrollTo({top: 0, behavior: "instant"});
     await frame(); await frame();
 }"""
-# The header fades from the page's title to the book's a little after the scrolling.
-SETTLED = """async () => {
-    await new Promise(done => setTimeout(done, 300));
-    await Promise.all(document.getAnimations().map(animation => animation.finished));
+# What is far from the screen is drawn when it is seen, and colours take a moment to turn: here both
+# come at once. The header has the book's title again once the page is at its top.
+AT_ONCE = """async () => {
+    const sheet = new CSSStyleSheet();
+    sheet.replaceSync("*, ::before, ::after { content-visibility: visible !important; transition: none !important }");
+    document.adoptedStyleSheets.push(sheet);
+    scrollTo({top: 0, behavior: "instant"});
+    while (document.querySelector(".md-header__title--active")) await new Promise(requestAnimationFrame);
 }"""
 # A formula is a tree for machines and one for the eye; it is the second that must have a size.
 FORMULAS = """() => [...document.querySelectorAll(".katex")].map(formula => {
@@ -131,6 +162,20 @@ TOO_WIDE = """width => document.documentElement.scrollWidth <= width ? [] :
      ...[...document.querySelectorAll("body *")]
         .filter(e => e.getBoundingClientRect().right > width)
         .map(e => e.outerHTML.slice(0, 99)).slice(0, 9)]"""
+# What moves of itself, for a reader who wants it still.
+MOVES = """async () => {
+    const seen = new Set();
+    for (let y = 0; y < 20; y++) {
+        scrollTo({top: y * innerHeight, behavior: "instant"});
+        await new Promise(requestAnimationFrame);
+        document.getAnimations().filter(a => a.playState === "running").forEach(a =>
+            seen.add(`${a.animationName ?? a.transitionProperty}: ` +
+                a.effect.target.outerHTML.slice(0, 99)));
+    }
+    scrollTo({top: 0, behavior: "instant"});
+    return [...seen];
+}"""
+OPEN_ALL = "() => document.querySelectorAll('details').forEach(d => d.open = true)"
 # Axe takes seconds for a thousand pieces of code and formulas that look alike: one of each kind of
 # block and colour stays a piece of its own, and of the formulas, which are hidden from whoever
 # reads by ear, the first few.
@@ -143,26 +188,35 @@ THIN = """() => {
     }
     [...document.querySelectorAll(".katex-html")].slice(20).forEach(formula => formula.replaceChildren());
 }"""
-OPEN_ALL = "() => document.querySelectorAll('details').forEach(d => d.open = true)"
 AUDIT = """async (rules, where = document) => (await axe.run(where, {
     ...rules, resultTypes: ["violations"],
 })).violations.flatMap(rule => rule.nodes.map(node =>
     `${rule.id}: ${node.target.join(" ")}: ${node.failureSummary.replace(/\\s+/g, " ")}`))"""
-# The scheme decides colours and nothing else, and the width does not decide them. Each page is
-# audited as a desktop shows it; a phone and the colours, light and dark, on one page of each kind.
+# The colours are those of a few styles: two texts that are set alike on the same ground are read
+# alike, and the first of them is asked.
+SOME = """root => {
+    const seen = new Set();
+    const ground = e => e ? `${getComputedStyle(e).backgroundColor} ${getComputedStyle(e).backgroundImage} ${ground(e.parentElement)}` : "";
+    const text = [...root.querySelectorAll("*")].filter(e =>
+        [...e.childNodes].some(node => node.nodeType === 3 && node.textContent.trim()));
+    return {include: text.filter(e => {
+        const s = getComputedStyle(e);
+        const kind = [s.color, s.fontSize, s.fontWeight, s.opacity, ground(e)].join();
+        return !seen.has(kind) && seen.add(kind);
+    })};
+}"""
 COLOURS = ["color-contrast", "link-in-text-block"]
+SOME_COLOURS = f"root => ({AUDIT})({{runOnly: {COLOURS}}}, ({SOME})(root.shadowRoot ?? root))"
 ALL = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
-WITHOUT_COLOURS = {rule: {"enabled": False} for rule in COLOURS}
-RULES = {
-    ("desktop", LIGHT): {"runOnly": ALL},
-    ("desktop", DARK): {"runOnly": COLOURS},
-    ("phone", LIGHT): {"runOnly": ALL, "rules": WITHOUT_COLOURS},
-}
+OFF = {"enabled": False}
+WITHOUT_COLOURS = {"runOnly": ALL, "rules": dict.fromkeys(COLOURS, OFF)}
+# The theme decides the size of what is pressed, and to measure it takes as long as all other rules.
+WORDS_ALONE = {"runOnly": ALL, "rules": dict.fromkeys([*COLOURS, "target-size"], OFF)}
 
 
 @dataclass
 class Visit:
-    """What a reader met on one page, at one width, in a browser that had never seen it."""
+    """What a reader met on one page, at one width, who had never seen it."""
 
     heard: list[str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
@@ -170,73 +224,156 @@ class Visit:
     shifts: list[tuple[float, list[str]]] = field(default_factory=list)
     too_wide: list[str] = field(default_factory=list)
     formulas: list[tuple[str, float, float]] = field(default_factory=list)
-    audits: dict[str, list[str]] = field(default_factory=dict)
-
-    def hear(self, kind: str, text: str, place: Mapping[str, object]) -> None:
-        if kind in ("error", "warning"):
-            self.heard.append(f"{kind}: {text} ({place.get('url')})")
-
-
-EVERYWHERE = ("desktop", LIGHT)
+    lost: list[str] = field(default_factory=list)  # by who reads with the keyboard
+    moving: list[str] = field(default_factory=list)
+    audit: list[str] = field(default_factory=list)
+    colours: dict[str, list[str]] = field(default_factory=dict)
 
 
-def visit(browser: Browser, url: str, *, closely: bool = True) -> dict[str, Visit]:
-    """Load a page cold, read it to its end, then look at it: closely, colours too, by all RULES.
+@contextlib.contextmanager
+def listening(tab: Page, seen: Visit) -> Iterator[None]:
+    """Hear what the console says, and see what is asked for."""
 
-    On a phone and on a desktop at once, for what takes long runs in the browser.
-    """
-    with contextlib.ExitStack() as stack:
-        open_pages = {}
-        for name, width in WIDTHS.items():
-            context = browser.new_context(
-                viewport={"width": width, "height": 780},
-                is_mobile=name == "phone",
-                has_touch=name == "phone",
-            )
-            stack.enter_context(context)
-            open_pages[name] = context.new_page()
-        visits = {name: _load(page, url) for name, page in open_pages.items()}
-        for scheme in (LIGHT, DARK):
-            wanted = set(RULES) if closely else {EVERYWHERE}
-            audited = {n: p for n, p in open_pages.items() if (n, scheme) in wanted}
-            for name, page in audited.items():
-                if scheme == DARK:
-                    page.locator(TOGGLE).click()
-                page.locator(f"body[{SCHEME}={scheme}]").wait_for()
-                rules = RULES[name, scheme]
-                if closely:  # what is far from the screen is styled when it is seen
-                    page.evaluate(SCROLL)
-                    page.evaluate(SETTLED)
-                else:
-                    rules = {**rules, "rules": WITHOUT_COLOURS}
-                page.evaluate(f"rules => {{ window.audit = ({AUDIT})(rules) }}", rules)
-            for name, page in audited.items():
-                visits[name].audits[scheme] = page.evaluate("audit")
-        for name, page in open_pages.items():
-            visits[name].violations = page.evaluate("watched.violations")
-    return visits
+    def says(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            seen.heard.append(f"{message.type}: {message.text} ({message.location['url']})")
+
+    listeners: dict[Any, Callable[[Any], None]] = {
+        "console": says,
+        "pageerror": lambda error: seen.heard.append(f"uncaught: {error}"),
+        "request": lambda request: seen.asked.append(request.url),
+    }
+    for event, listener in listeners.items():
+        tab.on(event, listener)
+    yield
+    for event, listener in listeners.items():
+        tab.remove_listener(event, listener)
 
 
-def _load(page: Page, url: str) -> Visit:
-    seen = Visit()
-    page.on("console", lambda message: seen.hear(message.type, message.text, message.location))
-    page.on("pageerror", lambda error: seen.heard.append(f"uncaught: {error}"))
-    page.on("request", lambda request: seen.asked.append(request.url))
-    page.set_default_timeout(10_000)
-    page.add_init_script(WATCH)
-    page.goto(url)
-    page.evaluate("document.fonts.ready.then(() => 0)")
-    page.evaluate(SCROLL)
-    seen.shifts = page.evaluate("watched.shifts")
-    page.evaluate(OPEN_ALL)
-    seen.too_wide = page.evaluate(TOO_WIDE, page.viewport_size["width"])
-    seen.formulas = page.evaluate(FORMULAS)
-    page.evaluate(THIN)
-    page.evaluate(AXE_SCRIPT)
+def visit(tab: Page, page: str) -> Visit:
+    """Load a page, read it to its end, then look at it; closely, if it is the one of its kind."""
+    seen, closely = Visit(), page in KINDS
+    assert tab.viewport_size
+    width = tab.viewport_size["width"]
+    with listening(tab, seen):
+        tab.goto(URL + page)
+        tab.evaluate("document.fonts.ready.then(() => 0)")
+        tab.evaluate(SCROLL)
+        seen.shifts = tab.evaluate("watched.shifts()")
+        if page in WALKED and width == WIDTHS["desktop"]:
+            seen.lost = walk(tab)
+        if closely and width == WIDTHS["phone"]:
+            tab.emulate_media(reduced_motion="reduce")
+            seen.moving = tab.evaluate(MOVES)
+            tab.emulate_media(reduced_motion="no-preference")
+        tab.evaluate(OPEN_ALL)
+        tab.evaluate(AT_ONCE)
+        seen.too_wide = tab.evaluate(TOO_WIDE, width)
+        seen.formulas = tab.evaluate(FORMULAS)
+        tab.evaluate(THIN)
+        tab.evaluate(AXE_SCRIPT)
+        seen.audit = tab.evaluate(AUDIT, WITHOUT_COLOURS if closely else WORDS_ALONE)
+        for scheme in (LIGHT, DARK) if closely else ():
+            turn(tab, scheme)
+            seen.colours[scheme] = tab.locator("body").evaluate(SOME_COLOURS)
+        seen.violations = tab.evaluate("watched.violations")
+    tab.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
     return seen
 
 
-def open_solutions(page: Page) -> None:
+def turn(tab: Page, scheme: str) -> None:
+    """Have the page light or dark, as a reader turns it."""
+    if not tab.locator(f"body[{SCHEME}={scheme}]").count():
+        tab.locator(TOGGLE).click()
+    tab.locator(f"body[{SCHEME}={scheme}]").wait_for()
+
+
+# Reads what was copied, once there is something; what no block says is left, lest a dead button pass.
+NOTHING = "(nothing)"
+TAKEN = f"""async () => {{
+    const text = await navigator.clipboard.readText();
+    return text !== "{NOTHING}" && {{text}};
+}}"""
+
+
+def copied(tab: Page, button: Locator, *, key: str | None = None) -> str:
+    """What a button puts into the clipboard, pressed by mouse or by key."""
+    tab.evaluate(f"navigator.clipboard.writeText('{NOTHING}')")
+    if key:
+        button.press(key)
+    else:
+        button.click()
+    return str(tab.wait_for_function(TAKEN).json_value()["text"]).rstrip("\n")
+
+
+# --- the keyboard -----------------------------------------------------------
+
+# What is asked of each element that the focus has come to, as the next Tab goes down: what opens
+# takes a moment, so what cannot be seen is asked again at the end.
+WALK = """() => {
+    const focused = () => {
+        let e = document.activeElement;
+        while (e?.shadowRoot?.activeElement) e = e.shadowRoot.activeElement;
+        return !e || e === document.body || e === document.documentElement ? null : e;
+    };
+    const isLost = e => {
+        // an option shows by its label that it has the focus
+        const shown = e.type === "radio" ? e.nextElementSibling : e;
+        const box = shown.getBoundingClientRect(), style = getComputedStyle(shown);
+        const x = box.x + box.width / 2;
+        const seen = box.width > 0 && box.height > 0 && x >= 0 && x <= innerWidth
+            && box.bottom > 0 && box.top < innerHeight;
+        const marked = (style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0)
+            || style.boxShadow !== "none" || e.matches("input[type=text]");
+        return !seen || !marked;
+    };
+    const end = document.body.appendChild(document.createElement("button")); // or Tab leaves the page
+    window.walk = {stops: [], lost: [], ended: false};
+    addEventListener("keydown", event => {
+        const e = focused();
+        if (event.key !== "Tab" || !e) return;
+        if (e === end) {
+            walk.ended = true;
+            event.preventDefault();
+            return;
+        }
+        e.dataset.stop = walk.stops.push(e);
+        if (isLost(e)) walk.lost.push(e);
+    }, true);
+    walk.again = async () => {
+        end.remove();
+        const lost = [];
+        for (const e of walk.lost) {
+            e.focus();
+            for (let n = 0; n < 60 && isLost(e); n++) await new Promise(requestAnimationFrame);
+            if (isLost(e)) lost.push(e.outerHTML.slice(0, 120));
+        }
+        return lost;
+    };
+}"""
+WANTED = f"{SEARCH}, {TOOLS} button, {SOLUTION} summary, {ARTICLE} a"
+LEFT = """wanted => [...document.querySelectorAll(wanted)]
+    .filter(e => !e.dataset.stop && e.checkVisibility()).map(e => e.outerHTML.slice(0, 120))"""
+
+
+def walk(tab: Page) -> list[str]:
+    """Go through a page with Tab alone: what the focus does not come to, or cannot be seen at."""
+    tab.evaluate(OPEN_ALL)
+    tab.evaluate(WALK)
+    for _ in range(tab.locator("a, button, input, select, summary, [tabindex]").count()):
+        for _ in range(9):
+            tab.keyboard.press("Tab")
+        if tab.evaluate("walk.ended"):
+            break
+    else:
+        return ["the focus never comes to the end"]
+    lost = [*tab.evaluate("walk.again()"), *tab.evaluate(LEFT, WANTED)]
+    if not tab.url.endswith("404.html") and not tab.evaluate("walk.stops[0].hash"):
+        lost.append("the way past the navigation does not come first")
+    return lost
+
+
+def open_solutions(tab: Page) -> None:
     """Open what is folded, as a reader does, so that all of the page can be reached."""
-    while (folded := page.locator(f"{SOLUTION}:not([open]) > summary:visible")).count():
+    while (folded := tab.locator(f"{SOLUTION}:not([open]) > summary:visible")).count():
         folded.first.click()

@@ -1,20 +1,18 @@
-"""Ways through the book: its search, instant navigation, the keyboard, a wrong address, no script."""
+"""Ways through the book: its search, instant navigation, a wrong address, no script."""
 
 import functools
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Page
 from reader import (
     ADDRESSES,
     ARTICLE,
     CHAPTERS,
     COPY,
     FORMULA,
-    KINDS,
     MARK,
     PYTHON,
     RESULT,
@@ -24,44 +22,41 @@ from reader import (
     SOLUTION,
     STATE,
     TAKE,
-    TOOLS,
-    WIDTHS,
+    URL,
+    Visit,
     address,
+    cases,
+    copied,
     file_of,
+    listening,
     python_blocks,
     soup_of,
 )
+
+from snippets.reader import GOOD
 
 # Two of one part.
 FIRST, SECOND = [source for source in CHAPTERS if source.parent.name == "foundations"][:2]
 CHAPTER, NEXT = address(FIRST), address(SECOND)
 LAB = "labs/first-notebook/"
-each_chapter = pytest.mark.parametrize(
-    "source", CHAPTERS, ids=lambda path: str(path.relative_to(ROOT))
-)
-each_kind = pytest.mark.parametrize("page", KINDS, ids=lambda page: page or "index")
-
-
-@pytest.fixture
-def tab(browser: Browser) -> Iterator[Page]:
-    with browser.new_context(
-        viewport={"width": WIDTHS["desktop"], "height": 780},
-        permissions=["clipboard-read", "clipboard-write"],
-    ) as context:
-        page = context.new_page()
-        page.set_default_timeout(10_000)
-        yield page
 
 
 # --- search -----------------------------------------------------------------
 
 
 @functools.cache
+def entries(site: Path) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = json.loads((site / "search/search_index.json").read_text())[
+        "docs"
+    ]
+    return found
+
+
+@functools.cache
 def prose(site: Path) -> dict[str, str]:
     """What the search knows of each page, by address."""
-    index = json.loads((site / "search/search_index.json").read_text("utf-8"))
     texts: dict[str, str] = {}
-    for entry in index["docs"]:
+    for entry in entries(site):
         page = entry["location"].partition("#")[0]
         texts[page] = f"{texts.get(page, '')} {entry['title']} {entry['text']}"
     return texts
@@ -84,27 +79,42 @@ def own_word(site: Path, page: str) -> str:
     return max(own, key=lambda w: (words.count(w), w))[:6]
 
 
-@each_chapter
-@pytest.mark.parametrize("by", ["title", "word"])
-def test_the_search_finds_each_chapter(
-    tab: Page, site: Path, url: str, source: Path, by: str
-) -> None:
-    title = source.read_text("utf-8").partition("\n")[0].removeprefix("# ")
-    tab.goto(url)
+def title_of(source: Path) -> str:
+    return source.read_text("utf-8").partition("\n")[0].removeprefix("# ")
+
+
+@pytest.mark.parametrize("source", CHAPTERS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_index_of_the_search_has_each_chapter(site: Path, source: Path) -> None:
+    page = address(source)
+    titles = {one["location"]: one["title"] for one in entries(site)}
+    assert titles[page] == title_of(source)
+    assert own_word(site, page)
+    assert "katex" not in prose(site)[page] and "<span" not in prose(site)[page]
+
+
+@pytest.mark.parametrize(
+    ("source", "by"),
+    cases(
+        [(source, by) for source in CHAPTERS for by in ("title", "word")],
+        lambda source, by: source == {"title": FIRST, "word": CHAPTERS[-1]}[by],
+    ),
+    ids=lambda x: x if isinstance(x, str) else str(x.relative_to(ROOT)),
+)
+def test_the_search_finds_each_chapter(tab: Page, site: Path, source: Path, by: str) -> None:
+    title = title_of(source)
+    tab.goto(URL)
     words = title if by == "title" else own_word(site, address(source))
     tab.locator(SEARCH).press_sequentially(words)
     tab.locator(RESULT).first.click()
-    tab.wait_for_url(re.compile(re.escape(url + address(source)) + r"(\?.*)?(#.*)?$"))
+    tab.wait_for_url(re.compile(re.escape(URL + address(source)) + r"(\?.*)?(#.*)?$"))
     tab.get_by_role("heading", level=1, name=title).wait_for()
 
 
-def test_the_index_of_the_search_waits_for_a_reader_who_searches(tab: Page, url: str) -> None:
-    asked: list[str] = []
-    tab.on("request", lambda request: asked.append(request.url))
-    with tab.expect_request(url + "sitemap.xml"):  # for which the theme's script asks as well
-        tab.goto(url + CHAPTER)
-    tab.wait_for_load_state("networkidle")
-    assert not [one for one in asked if "search_index" in one]
+def test_the_index_of_the_search_waits_for_a_reader_who_searches(tab: Page) -> None:
+    seen = Visit()
+    with listening(tab, seen), tab.expect_request(URL + "sitemap.xml"):  # which the theme wants too
+        tab.goto(URL + CHAPTER, wait_until="networkidle")
+    assert not [one for one in seen.asked if "search_index" in one]
     with tab.expect_response(re.compile("search_index.json")):
         tab.locator(SEARCH).focus()
 
@@ -112,30 +122,27 @@ def test_the_index_of_the_search_waits_for_a_reader_who_searches(tab: Page, url:
 # --- instant navigation -----------------------------------------------------
 
 
-def copied(tab: Page, selector: str) -> str:
-    tab.locator(selector).first.click()
-    return str(tab.evaluate("navigator.clipboard.readText()"))
-
-
-def test_the_next_chapter_comes_without_a_load_and_whole(tab: Page, url: str) -> None:
-    tab.goto(url + CHAPTER)
+def test_the_next_chapter_comes_without_a_load_and_whole(tab: Page) -> None:
+    tab.goto(URL + CHAPTER)
     tab.evaluate("window.same = true")
     title = tab.locator(f"{ARTICLE} h1").inner_text()
     tab.locator(f"nav a[href$='{NEXT.rstrip('/').rpartition('/')[2]}/']:visible").first.click()
-    tab.wait_for_url(url + NEXT)
+    tab.wait_for_url(URL + NEXT)
     tab.locator(f"{ARTICLE} h1", has_not_text=title.rstrip("¶")).wait_for()
     assert tab.evaluate("window.same") is True
     assert tab.locator(f"{STATE} {MARK}").is_visible()
     assert tab.locator(f"{ARTICLE} {FORMULA}").count() > 40
     assert tab.locator(f"{ARTICLE} {FORMULA} .katex-html").first.bounding_box()
     shown = python_blocks(SECOND)[0][1]
-    assert copied(tab, f"{PYTHON} {COPY}") == shown.rstrip("\n")
-    assert shown.rstrip("\n") in copied(tab, f"{PYTHON} {RUNNABLE}")
+    assert copied(tab, tab.locator(f"{PYTHON} {COPY}").first) == shown.rstrip("\n")
+    assert shown.rstrip("\n") in copied(tab, tab.locator(f"{PYTHON} {RUNNABLE}").first)
     tab.go_back()
-    tab.wait_for_url(url + CHAPTER)
+    tab.wait_for_url(URL + CHAPTER)
     tab.get_by_role("heading", level=1, name=title.rstrip("¶")).wait_for()
     assert tab.evaluate("window.same") is True
-    assert copied(tab, f"{PYTHON} {COPY}") == python_blocks(FIRST)[0][1].rstrip("\n")
+    assert copied(tab, tab.locator(f"{PYTHON} {COPY}").first) == python_blocks(FIRST)[0][1].rstrip(
+        "\n"
+    )
 
 
 # What a lab looks like: how each of its boxes is drawn.
@@ -146,18 +153,16 @@ LOOK = """() => [...document.querySelectorAll("article, article pre, article h2,
 
 
 @pytest.mark.parametrize("way", [(CHAPTER, LAB), (LAB, CHAPTER)], ids=["to a lab", "from a lab"])
-def test_a_lab_looks_the_same_however_it_is_reached(
-    tab: Page, url: str, way: tuple[str, str]
-) -> None:
+def test_a_lab_looks_the_same_however_it_is_reached(tab: Page, way: tuple[str, str]) -> None:
     start, end = way
-    tab.goto(url + end)
+    tab.goto(URL + end)
     looks = tab.evaluate(LOOK)
     assert len(looks) > 20
-    tab.goto(url + start)
+    tab.goto(URL + start)
     tab.evaluate("window.same = true")
     name = end.rstrip("/").rpartition("/")[2]
     tab.locator(f"nav a[href$='{name}/']:visible").first.click()
-    tab.wait_for_url(url + end)
+    tab.wait_for_url(URL + end)
     tab.wait_for_function(f"n => document.querySelectorAll('{ARTICLE} pre').length >= n", arg=9)
     assert tab.evaluate("window.same") is True
     tab.wait_for_function(f"want => JSON.stringify(({LOOK})()) === JSON.stringify(want)", arg=looks)
@@ -167,7 +172,7 @@ def test_a_lab_looks_the_same_however_it_is_reached(
 def test_each_page_says_how_true_it_is_and_can_be_taken_along(site: Path, page: str) -> None:
     file = file_of(site, page)
     (state,) = soup_of(file).select(f"{ARTICLE} h1 ~ {STATE}")
-    assert state["data-state"] == "verified"
+    assert state["data-state"] in GOOD
     assert state.select(MARK)
     if page in map(address, CHAPTERS):
         (notebook,), (markdown,) = (
@@ -180,61 +185,19 @@ def test_each_page_says_how_true_it_is_and_can_be_taken_along(site: Path, page: 
 
 # --- keyboard ---------------------------------------------------------------
 
-# Where the focus is, and whether one can see that it is there.
-FOCUS = """() => {
-    let e = document.activeElement;
-    if (!e || e === document.body || e === document.documentElement) return null;
-    while (e.shadowRoot?.activeElement) e = e.shadowRoot.activeElement;
-    window.stops ??= 0;
-    e.dataset.stop ??= window.stops++;
-    // an option shows by its label that it has the focus
-    const shown = e.type === "radio" ? e.nextElementSibling : e;
-    const box = shown.getBoundingClientRect(), style = getComputedStyle(shown);
-    const middle = [box.x + box.width / 2, box.y + Math.min(box.height / 2, innerHeight / 2)];
-    return {
-        stop: +e.dataset.stop,
-        what: e.outerHTML.slice(0, 120),
-        summary: e.localName === "summary" && !e.parentElement.open,
-        seen: box.width > 0 && box.height > 0 && middle[0] >= 0 && middle[0] <= innerWidth
-            && box.bottom > 0 && box.top < innerHeight,
-        marked: (style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0)
-            || style.boxShadow !== "none" || e.matches("input[type=text]"),
-    };
-}"""
+
+def test_a_solution_opens_by_keyboard(tab: Page) -> None:
+    tab.goto(URL + CHAPTER)
+    solution = tab.locator(SOLUTION).first
+    assert solution.evaluate("e => e.open") is False
+    solution.locator("summary").first.press("Enter")
+    assert solution.evaluate("e => e.open") is True
 
 
-@each_kind
-def test_all_of_a_page_can_be_reached_by_keyboard(tab: Page, url: str, page: str) -> None:
-    tab.goto(url + page)
-    most = tab.locator("a, button, input, summary, [tabindex]").count() + 10
-    stops, hidden = [], []
-    for _ in range(most):
-        tab.keyboard.press("Tab")
-        focus = tab.evaluate(FOCUS)
-        if focus is None or focus["stop"] < len(stops):
-            break  # once around
-        stops.append(focus["what"])
-        if not focus["seen"]:  # yet: what opens takes a moment
-            tab.wait_for_timeout(300)
-            focus = tab.evaluate(FOCUS)
-        if not focus["seen"] or not focus["marked"]:
-            hidden.append(focus)
-        if focus["summary"]:
-            tab.keyboard.press("Enter")
-            assert tab.evaluate("document.activeElement.parentElement.open") is True
-    else:
-        pytest.fail(f"the focus never comes to the end: {stops[-3:]}")
-    assert not hidden, "\n".join(["the focus cannot be seen:", *map(str, hidden)])
-    assert url + page + "#" in stops[0] or page == "404.html"  # the way past the navigation
-    for selector in (SEARCH, f"{TOOLS} button", f"{SOLUTION} summary", f"{ARTICLE} a:visible"):
-        left = tab.locator(f"{selector}:not([data-stop])")
-        assert [e.evaluate("e => e.outerHTML") for e in left.all()] == []
-
-
-def test_the_skip_link_leads_to_the_text(tab: Page, url: str) -> None:
+def test_the_skip_link_leads_to_the_text(tab: Page) -> None:
     # The theme's script takes links over while it waits for the site's list of pages; nobody's
     # first key comes that soon.
-    tab.goto(url + CHAPTER, wait_until="networkidle")
+    tab.goto(URL + CHAPTER, wait_until="networkidle")
     tab.keyboard.press("Tab")
     tab.keyboard.press("Enter")
     tab.locator(f"{ARTICLE} :target").wait_for()
@@ -246,58 +209,11 @@ def test_the_skip_link_leads_to_the_text(tab: Page, url: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["nothing-here", "foundations/no/such/page/"])
-def test_a_wrong_address_leads_back_into_the_book(tab: Page, url: str, wrong: str) -> None:
-    response = tab.goto(url + wrong)
+def test_a_wrong_address_leads_back_into_the_book(tab: Page, wrong: str) -> None:
+    response = tab.goto(URL + wrong)
     assert response is not None and response.status == 404
     assert tab.evaluate("[...document.styleSheets].every(s => s.cssRules.length > 0)")
     assert "Book Serif" in tab.locator(ARTICLE).evaluate("e => getComputedStyle(e).fontFamily")
     links = tab.locator(f"{ARTICLE} a[href]:visible")
     targets = {str(target) for target in links.evaluate_all("all => all.map(a => a.href)")}
-    assert {url + address(source) for source in CHAPTERS} <= targets
-    for target in targets:
-        if target.startswith(url):
-            assert tab.request.get(target).ok, target
-
-
-# --- less than a browser can do ---------------------------------------------
-
-
-@each_kind
-def test_without_script_all_of_a_page_is_there(browser: Browser, url: str, page: str) -> None:
-    size = {"width": WIDTHS["desktop"], "height": 780}
-    with browser.new_context(java_script_enabled=False, viewport=size) as context:  # type: ignore[arg-type]
-        tab = context.new_page()
-        tab.goto(url + page)
-        while (folded := tab.locator(f"{SOLUTION}:not([open]) > summary:visible")).count():
-            folded.first.click()
-        hidden = tab.locator(f"{ARTICLE} :is(p, li, pre, td, h2, {FORMULA})").evaluate_all(
-            """all => all.filter(e => {
-                if (e.closest(".katex-mathml, .katex-mathml *")) return false;
-                const box = e.getBoundingClientRect();
-                return e.textContent.trim() && !(box.width > 0 && box.height > 0);
-            }).map(e => e.outerHTML.slice(0, 120))"""
-        )
-        assert hidden == []
-        assert tab.locator(f"{TOOLS} button:visible, {TOOLS} :is(a, span):visible").count() == 0
-        assert tab.locator(ARTICLE).inner_text().strip()
-
-
-@each_kind
-def test_nothing_moves_by_itself_for_who_wants_it_still(
-    browser: Browser, url: str, page: str
-) -> None:
-    with browser.new_context(reduced_motion="reduce") as context:
-        tab = context.new_page()
-        tab.goto(url + page)
-        moving = tab.evaluate("""async () => {
-            const seen = new Set();
-            for (let y = 0; y < 20; y++) {
-                scrollTo({top: y * innerHeight, behavior: "instant"});
-                await new Promise(requestAnimationFrame);
-                document.getAnimations().filter(a => a.playState === "running").forEach(a =>
-                    seen.add(`${a.animationName ?? a.transitionProperty}: ` +
-                        a.effect.target.outerHTML.slice(0, 99)));
-            }
-            return [...seen];
-        }""")
-        assert moving == []
+    assert {URL + address(source) for source in CHAPTERS} <= targets

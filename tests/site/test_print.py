@@ -1,19 +1,45 @@
-"""A page prints whole: solutions open, code wrapped, nothing that only a screen can use."""
+"""A page with less than a browser can do: whole without script, and whole on paper."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from bs4 import BeautifulSoup
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Page
 from pypdf import PdfReader
+from reader import (
+    ARTICLE,
+    FORMULA,
+    KINDS,
+    NEVER,
+    SOLUTION,
+    TOOLS,
+    URL,
+    WIDTHS,
+    cases,
+    file_of,
+    thin,
+)
 
-from snippets import gate
+# Formulas, tables, figures and wide code; a lab.
+GATE = ("foundations/heads/", "labs/alignment/")
+# And folded solutions.
+PRINTED = [*GATE, "order/rotary/"]
 
-ROOT = Path(__file__).parents[2]
-# Formulas, tables, figures and wide code; folded solutions; a lab.
-NAMES = ("foundations/heads.md", "order/rotary.md", "labs/alignment.ipynb")
-SOURCES = [ROOT / "docs" / name for name in NAMES]
+
+def each(pages: list[str]) -> pytest.MarkDecorator:
+    every = cases(pages, GATE.__contains__)
+    return pytest.mark.parametrize("page", every, ids=lambda page: page or "index")
+
+
+@pytest.fixture(scope="module")
+def plain(browser: Browser) -> Iterator[Page]:
+    """A tab without script: the theme's would open what is folded before it prints."""
+    size = {"width": WIDTHS["desktop"], "height": 780}
+    with browser.new_context(java_script_enabled=False, viewport=size) as context:  # type: ignore[arg-type]
+        context.set_default_timeout(NEVER)
+        yield context.new_page()
 
 
 def dense(text: str) -> str:
@@ -21,21 +47,32 @@ def dense(text: str) -> str:
     return re.sub(r"[\s\u00a0\u00ad]+", "", text)
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_a_page_prints_whole(
-    site: Path, url: str, browser: Browser, tmp_path: Path, source: Path
-) -> None:
-    html = gate.html_path(site, source.relative_to(ROOT).as_posix())
-    address = url + html.parent.relative_to(site).as_posix() + "/"
-    with browser.new_context(java_script_enabled=False) as context:  # the theme's opens details
-        page = context.new_page()
-        page.goto(address)
-        page.pdf(path=tmp_path / "page.pdf", prefer_css_page_size=True)
+@each(KINDS)
+def test_without_script_all_of_a_page_is_there(plain: Page, page: str) -> None:
+    plain.goto(URL + page)
+    while (folded := plain.locator(f"{SOLUTION}:not([open]) > summary:visible")).count():
+        folded.first.click()
+    hidden = plain.locator(f"{ARTICLE} :is(p, li, pre, td, h2, {FORMULA})").evaluate_all(
+        """all => all.filter(e => {
+            if (e.closest(".katex-mathml, .katex-mathml *")) return false;
+            const box = e.getBoundingClientRect();
+            return e.textContent.trim() && !(box.width > 0 && box.height > 0);
+        }).map(e => e.outerHTML.slice(0, 120))"""
+    )
+    assert hidden == []
+    assert plain.locator(f"{TOOLS} button:visible, {TOOLS} :is(a, span):visible").count() == 0
+    assert plain.locator(ARTICLE).inner_text().strip()
+
+
+@each(PRINTED)
+def test_a_page_prints_whole(plain: Page, site: Path, tmp_path: Path, page: str) -> None:
+    plain.goto(URL + page)
+    plain.pdf(path=tmp_path / "page.pdf", prefer_css_page_size=True)
     texts = [sheet.extract_text() for sheet in PdfReader(tmp_path / "page.pdf").pages]
     assert all(len(text.strip()) > 100 for text in texts)
     printed = dense("".join(texts))
 
-    soup = BeautifulSoup(html.read_text("utf-8"), "html.parser")
+    soup = BeautifulSoup(thin(file_of(site, page).read_text("utf-8")), "html.parser")
     article = soup.select_one("article")
     assert article is not None
     for code in article.select("pre"):
@@ -64,18 +101,17 @@ LOOK = """() => ({
 })"""
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_paper_is_white_and_no_line_of_code_is_cut(
-    site: Path, url: str, browser: Browser, source: Path
-) -> None:
-    html = gate.html_path(site, source.relative_to(ROOT).as_posix())
+@each(PRINTED)
+def test_paper_is_white_and_no_line_of_code_is_cut(browser: Browser, page: str) -> None:
     size = {"width": 360, "height": 740}  # narrower than any paper
-    with browser.new_context(color_scheme="dark", viewport=size) as context:
-        page = context.new_page()
-        page.goto(url + html.parent.relative_to(site).as_posix() + "/", wait_until="networkidle")
-        on_screen = page.evaluate(LOOK)
-        page.emulate_media(media="print", color_scheme="dark")
-        on_paper = page.evaluate(LOOK)
+    with browser.new_context(color_scheme="dark", viewport=size) as context:  # type: ignore[arg-type]
+        tab = context.new_page()
+        tab.set_default_timeout(NEVER)
+        tab.goto(URL + page)
+        tab.locator("body[data-md-color-scheme=slate]").wait_for()
+        on_screen = tab.evaluate(LOOK)
+        tab.emulate_media(media="print", color_scheme="dark")
+        on_paper = tab.evaluate(LOOK)
     assert on_screen["cut"] > 0
     assert on_paper["cut"] == 0
     assert on_screen["colours"] != on_paper["colours"]
