@@ -88,12 +88,6 @@ def port(site: Path) -> Iterator[int]:
         thread.join()
 
 
-@pytest.fixture(scope="session")
-def url(port: int) -> str:
-    """The address of the site, for a browser of these tests."""
-    return URL
-
-
 def find_browser() -> str | None:
     """The browser of the machine; none is ever downloaded."""
     names = (os.environ.get("CHROMIUM", ""), *CANDIDATES)

@@ -1,7 +1,6 @@
 """The links that nobody types lead from the chapters to the back matter, and back."""
 
 import functools
-import html
 import re
 from collections import Counter
 from pathlib import Path
@@ -10,10 +9,11 @@ from urllib.parse import urldefrag, urljoin
 import pytest
 from bs4.element import Tag
 from mkdocs.config import load_config
-from reader import ROOT, address, soup_of
+from reader import ROOT, address, soup_of, thin
 
 import attention
-from snippets import crosslinks, gate, ledger
+from snippets import crosslinks, gate
+from tests import record
 
 CHAPTERS = {
     link.source
@@ -86,22 +86,12 @@ def test_each_term_is_linked_once_in_the_book(site: Path) -> None:
     ids=["a signature", "another signature", "an example"],
 )
 def test_the_gate_sees_a_change_of_the_reference(site: Path, find: str, replace: str) -> None:
-    path = gate.html_path(site, "docs/reference.md")
-    entry = ledger.read(ROOT, ROOT / "docs/reference.md")
-    assert entry is not None
-    assert gate.check_page(gate.soup_of(path), entry) == []
-    text = path.read_text("utf-8")
-    bare = re.sub(r"(<pre.*?</pre>)", lambda pre: html_text(pre[0]), text, flags=re.S)
+    entry = record.entry(ROOT / "docs/reference.md")
+    bare = thin(gate.html_path(site, "docs/reference.md").read_text("utf-8"))
     changed = re.sub(find, replace, bare, count=1 if find != "dim" else 0, flags=re.S)
     assert changed != bare
     soup = gate.BeautifulSoup(changed, "html.parser")
     assert any("not seen by the tests" in line for line in gate.check_page(soup, entry))
-
-
-def html_text(pre: str) -> str:
-    """A block without its colours, so that a change of its text is easily made."""
-    text = gate.BeautifulSoup(pre, "html.parser").get_text()
-    return f"<pre>{html.escape(text)}</pre>"
 
 
 def test_no_page_knows_where_it_was_built(site: Path) -> None:

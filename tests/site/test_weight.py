@@ -3,17 +3,16 @@
 A cold load fetches the page, the style sheets and scripts that it names, what Material's script asks
 for (the map of the site; the index of the search waits for a reader who searches, as a test of
 the browser holds), and the fonts that its text needs. A font
-counts if one of its style sheet's rules that name it selects something on the page, or, for a face
+counts if the classes of a rule that names it are on the page, or, for a face
 with a range of letters, if one of them stands there: never less than what a browser fetches.
 """
 
+import functools
 import gzip
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bs4 import BeautifulSoup
 from bs4.element import Tag
 from fontTools.ttLib import TTFont
 from reader import file_of, soup_of
@@ -25,6 +24,7 @@ SOURCES = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("docs/labs/*.ipynb")])
 LABS = [source for source in SOURCES if source.suffix == ".ipynb"]
 KB = 1000
 FIGURE = re.compile(r'<svg role="img".*?</svg>', re.S)
+CLASSES = re.compile(r'class="([^"]*)"')
 FACE = re.compile(r"@font-face\s*\{(?P<body>[^}]*)\}")
 RULE = re.compile(r"(?P<selectors>[^{}]+)\{(?P<body>[^{}]*KaTeX_[^{}]*)\}")
 COMMENT = re.compile(r"/\*.*?\*/", re.S)
@@ -40,13 +40,22 @@ def compressed(content: bytes) -> int:
     return len(gzip.compress(content, mtime=0))
 
 
-def faces(css: Path) -> Iterator[tuple[str, str, Path]]:
+@functools.cache
+def size(path: Path) -> int:
+    """The bytes of a file that many pages ask for, as they come: fonts are compressed already."""
+    return path.stat().st_size if path.suffix == ".woff2" else compressed(path.read_bytes())
+
+
+@functools.cache
+def faces(css: Path) -> list[tuple[str, str, Path]]:
     """Of each @font-face: its family, its body and its file."""
+    found = []
     for face in FACE.finditer(css.read_text("utf-8")):
         family = re.search(r"font-family:\s*[\"']?([\w ]+)", face["body"])
         file = re.search(r"url\([\"']?([^)\"']+)", face["body"])
         assert family and file, face[0]
-        yield family[1], face["body"], css.parent / file[1]
+        found.append((family[1], face["body"], css.parent / file[1]))
+    return found
 
 
 def prose_fonts(css: Path, article: Tag) -> set[Path]:
@@ -67,26 +76,31 @@ def letters(face: str) -> set[int]:
     }
 
 
-def math_fonts(css: Path, article: Tag) -> set[Path]:
-    if not article.select(".katex"):
-        return set()
-    wanted = set()
-    for rule in RULE.finditer(FACE.sub("", COMMENT.sub("", css.read_text("utf-8")))):
-        found = re.search(r"KaTeX_\w+", rule["body"])
-        assert found
-        if any(article.select(one) for one in rule["selectors"].split(",")):
-            wanted.add(
-                (
-                    found[0],
-                    "bold" in rule["body"] or "700" in rule["body"],
-                    "italic" in rule["body"],
-                )
-            )
+def math_fonts(css: Path, html: str) -> set[Path]:
+    """Those of the rules all of whose classes are on the page, wherever they are."""
+    classes = {name for names in set(CLASSES.findall(html)) for name in names.split()}
+    wanted = {
+        (font, "bold" in body or "700" in body, "italic" in body)
+        for font, body, selectors in math_rules(css)
+        if any(names <= classes for names in selectors)
+    }
     return {
         file
         for family, face, file in faces(css)
         if (family, "700" in face or "bold" in face, "italic" in face) in wanted
     }
+
+
+@functools.cache
+def math_rules(css: Path) -> list[tuple[str, str, list[set[str]]]]:
+    """Of each rule that names a font of KaTeX: the font, what it says, its selectors' classes."""
+    found = []
+    for rule in RULE.finditer(FACE.sub("", COMMENT.sub("", css.read_text("utf-8")))):
+        font = re.search(r"KaTeX_\w+", rule["body"])
+        assert font
+        selectors = [set(re.findall(r"\.([\w-]+)", one)) for one in rule["selectors"].split(",")]
+        found.append((font[0], rule["body"], selectors))
+    return found
 
 
 def fetched(site: Path, page: Path) -> tuple[dict[str, int], int]:
@@ -100,11 +114,10 @@ def fetched(site: Path, page: Path) -> tuple[dict[str, int], int]:
     others += [page.parent / str(link["href"]) for link in soup.select('link[rel="icon"]')]
     files = {path.resolve() for path in (*styles, *scripts, *others)}
     book, katex = site / "assets/book.css", site / "assets/katex/katex.min.css"
-    fonts = prose_fonts(book, article) | math_fonts(katex, article)
+    fonts = prose_fonts(book, article) | math_fonts(katex, text)
     preloaded = {page.parent / str(link["href"]) for link in soup.select('link[rel="preload"]')}
     fonts |= {path.resolve() for path in preloaded}
-    sizes = {path.name: compressed(path.read_bytes()) for path in files}
-    sizes |= {path.name: path.stat().st_size for path in fonts}
+    sizes = {path.name: size(path) for path in files | fonts}
     sizes["page"] = compressed(text.encode())
     return sizes, sizes["page"] - compressed(FIGURE.sub("", text).encode())
 
@@ -148,26 +161,35 @@ def test_our_script_is_small(site: Path) -> None:
     assert others + compressed(written) <= 10 * KB
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=name)
-def test_the_typeface_has_every_letter_of_the_prose(site: Path, source: Path) -> None:
-    css = site / "assets/book.css"
-    has: dict[bool, set[int]] = {False: set(), True: set()}
+@functools.cache
+def has(css: Path) -> dict[bool, set[int]]:
+    """The letters of the typeface, upright and italic."""
+    found: dict[bool, set[int]] = {False: set(), True: set()}
     for _, face, file in faces(css):
         with TTFont(file) as font:
-            has["italic" in face] |= set(font.getBestCmap()) & (
-                letters(face) or set(range(0x110000))
-            )
+            known = set(font.getBestCmap())
+            found["italic" in face] |= known & letters(face) if letters(face) else known
+    return found
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=name)
+def test_the_typeface_has_every_letter_of_the_prose(site: Path, source: Path) -> None:
     page = gate.html_path(site, source.relative_to(ROOT).as_posix())
-    article = BeautifulSoup(page.read_text("utf-8"), "html.parser").select_one("article")
+    article = soup_of(page).select_one("article")
     assert article is not None
-    for other in article.select("pre, code:not([data-expr]), .katex, svg, .sign"):
-        other.decompose()
-    for italic, texts in ((False, [article]), (True, article.select("em, i, cite"))):
-        text = "".join(text.get_text() for text in texts)
+    others = set(map(id, article.select("pre, code:not([data-expr]), .katex, svg, .sign")))
+
+    def prose(tag: Tag) -> str:
+        return "".join(
+            text for text in tag.find_all(string=True) if others.isdisjoint(map(id, text.parents))
+        )
+
+    for italic, tags in ((False, [article]), (True, article.select("em, i, cite"))):
+        text = "".join(map(prose, tags))
         lacking = {
             letter
             for letter in set(text) - {*FALLBACK}
-            if letter.isprintable() and ord(letter) not in has[italic]
+            if letter.isprintable() and ord(letter) not in has(site / "assets/book.css")[italic]
         }
         assert not lacking, f"add {lacking} to LETTERS in tools/vendor.py, or use other words"
 
