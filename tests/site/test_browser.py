@@ -123,9 +123,9 @@ def test_a_typeface_that_comes_late_moves_nothing(tabs: dict[str, Page], site: P
     tab.goto(URL + page, wait_until="domcontentloaded")
     tab.wait_for_function("performance.getEntriesByType('paint').length > 0")
     assert held
-    tab.unroute("**/book-serif-*.woff2")
     for route in held:
         route.continue_()
+    tab.unroute("**/book-serif-*.woff2")
     tab.wait_for_load_state("load")
     tab.evaluate(SCROLL)
     shifts = tab.evaluate("watched.shifts(true)")

@@ -244,6 +244,8 @@ def audit(tab: Page, trial: Trial) -> dict[str, list[str]]:
 def stops(tab: Page, found: Locator) -> list[bool]:
     """Where the keyboard stops within an explorable, from its first control on."""
     found.evaluate(f"root => root.shadowRoot.querySelector(`{EVERY}`).focus()")
+    for key in ("Tab", "Shift+Tab"):  # the browser marks a focus that a key has moved
+        tab.keyboard.press(key)
     met = list[bool]()
     while (marked := found.evaluate(FOCUSED)) is not None:
         met.append(marked)
