@@ -291,8 +291,12 @@ def turn(tab: Page, scheme: str) -> None:
 # Reads what was copied, once there is something; what no block says is left, lest a dead button pass.
 NOTHING = "(nothing)"
 TAKEN = f"""async () => {{
-    const text = await navigator.clipboard.readText();
-    return text !== "{NOTHING}" && {{text}};
+    let text = "{NOTHING}";
+    for (let frame = 0; frame < 2000 && text === "{NOTHING}"; frame++) {{
+        await new Promise(requestAnimationFrame);
+        text = await navigator.clipboard.readText();
+    }}
+    return text;
 }}"""
 
 
@@ -303,7 +307,7 @@ def copied(tab: Page, button: Locator, *, key: str | None = None) -> str:
         button.press(key)
     else:
         button.click()
-    return str(tab.wait_for_function(TAKEN).json_value()["text"]).rstrip("\n")
+    return str(tab.evaluate(TAKEN)).rstrip("\n")
 
 
 # --- the keyboard -----------------------------------------------------------
