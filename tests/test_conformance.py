@@ -46,7 +46,7 @@ def tensors(*, grad=False, dtype=torch.float64, n=H, n_kv=H_KV, seed=0):
 
 
 ANY_MASK = can("masks with gaps")
-# The edges below are not a matter of heads, and each takes its time where Triton runs in Python.
+# The edge cases below do not depend on heads, and Triton in Python runs them one by one.
 FEW = {"n": 2, "n_kv": 1}
 DIFFERENTIABLE = can("gradients on a CPU")
 IN_ONE_GRAPH = can("torch.compile in one graph")

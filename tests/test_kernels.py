@@ -442,7 +442,7 @@ def test_compiled_in_one_graph_every_mask_is_what_it_was(kernel, mask):
 
 # Heads, keys, and where the queries begin. All change at once, and so a second graph is for all.
 SIZES = [(4, 6, 3), (6, 5, 2)]
-SPECIAL = [(8, 4, 4), (2, 6, 0), (4, 3, -2), (6, 6, 0)]  # as many key heads, no offset, ...
+SPECIAL = [(8, 4, 4), (2, 6, 0), (4, 3, -2), (6, 6, 0)]  # two heads: one for each key head
 
 
 @pytest.mark.parametrize(
