@@ -1,7 +1,7 @@
 """What this machine can run.
 
-Where something is missing its tests are skipped, and say why. Not in CI, where they run and fail:
-a gate must not become weaker in silence.
+A test of what is missing here is skipped, and says why. In CI, where the environment variable CI is
+set, it runs and fails, so that the gate does not become weaker in silence.
 """
 
 import importlib

@@ -46,7 +46,7 @@ def tensors(*, grad=False, dtype=torch.float64, n=H, n_kv=H_KV, seed=0):
 
 
 ANY_MASK = can("masks with gaps")
-# The edges below are not a matter of heads, and each takes its time where Triton runs in Python.
+# The edge cases below do not depend on heads, and Triton in Python runs them one by one.
 FEW = {"n": 2, "n_kv": 1}
 DIFFERENTIABLE = can("gradients on a CPU")
 IN_ONE_GRAPH = can("torch.compile in one graph")
@@ -169,10 +169,11 @@ def allowed_by(mask, query_offset=1):
 @pytest.mark.parametrize(
     ("kernel", "mask"),
     [
-        (kernel, mask)
+        # Triton in Python is slow: one mask here, and two more where time does not count.
+        pytest.param(kernel, mask, marks=pytest.mark.exhaustive if slow else [])
         for kernel, mask in itertools.product(KERNELS, POSITIONED)
-        # Where Triton runs in Python it is slow, and it has no mask mods of its own.
-        if kernel != "triton" or mask == "document"
+        if kernel in ANY_MASK or mask in ("sliding_window", "document", "shift")
+        for slow in [kernel == "triton" and mask != "document"]
     ],
 )
 def test_a_key_has_influence_if_and_only_if_it_is_allowed(kernel, mask):

@@ -175,9 +175,9 @@ ALL_MASKS = flex.and_masks(
 ALL_SCORES = composed(softcap(2.0), alibi(H), bias_of_t5(), shift(alibi(H), 3, 0))
 
 
-# 17 s: the first compilation for a CPU asks a C++ compiler for all that it can do, and a kernel
-# takes it 6 s. That is found again on the disk; what torch made of the graph must not be, since it
-# is kept without the instructions that it is for, and is wrong under another ATEN_CPU_CAPABILITY.
+# 17 s: the first compilation for a CPU tries what the C++ compiler supports, and a kernel takes the
+# compiler 6 s. Both are cached on disk. torch's cache of graphs is off, for its key lacks the
+# instruction set: under another ATEN_CPU_CAPABILITY it returns code that computes other numbers.
 @needs_compiler
 @pytest.mark.parametrize(
     ("mask", "score_mod"),

@@ -1,6 +1,7 @@
-"""What is imported, and when: questions that a fresh process answers, all of them in one.
+"""What is imported, and when. One fresh process answers all the questions.
 
-There Triton does not run in Python, and cannot even be imported until the questions about it.
+In that process Triton cannot be imported until the questions about it, and then does not run in
+Python.
 """
 
 import functools
@@ -102,7 +103,7 @@ def _():
 """
 
 
-@functools.cache  # 12 s, of which Triton's compiler takes 8, for six kernels
+@functools.cache  # 10 s, of which Triton's compiler takes 5, for six kernels
 def answers():
     code = QUESTIONS + (OF_TRITON if TRITON else "") + "print(json.dumps(answers))"
     command = [sys.executable, "-W", "error::UserWarning", "-c", code]
