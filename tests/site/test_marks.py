@@ -287,20 +287,26 @@ def test_a_broken_book_is_served_and_follows_its_writer(book: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(run, cwd=book, env=env, stderr=subprocess.DEVNULL) as server:
         try:
-            while 'data-state="failed"' not in ask(f"http://{address}/part/lab/", server):
-                time.sleep(0.1)
+            wait_for('data-state="failed"', f"http://{address}/part/lab/", server)
             assert "This page cannot be shown" in ask(f"http://{address}/part/two/", server)
             edit(book / "docs/part/two.md", "$\\nosuch$", "Mended.")
-            while "Mended." not in ask(f"http://{address}/part/two/", server):
-                time.sleep(0.1)
+            wait_for("Mended.", f"http://{address}/part/two/", server)
         finally:
             server.terminate()
+
+
+def wait_for(words: str, address: str, server: "subprocess.Popen[bytes]") -> None:
+    for _ in range(3000):  # minutes, for what never comes
+        if words in ask(address, server):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"{words!r} never comes at {address}")
 
 
 def ask(address: str, server: "subprocess.Popen[bytes]") -> str:
     """What is served there; nothing as long as the server, which lives, is not ready."""
     assert server.poll() is None, "the server has stopped"
-    with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(address) as answer:
+    with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=60) as answer:
         return str(answer.read().decode())
     return ""
 
