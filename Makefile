@@ -26,7 +26,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
-PAGES = $(PY) -m pytest -q -n $(JOBS) --dist loadfile
+PAGES = $(PY) -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 TESTS = $(PY) -m pytest -n $(JOBS) --dist loadfile
 
 # MkDocs 1.x and Material are pinned and a successor is planned for: the banner

@@ -43,6 +43,7 @@ def copy_path(root: Path, notebook: Path) -> Path:
         notebook.read_bytes(),
         digest_files(root, "attention/**/*.py"),
         digest_files(root, "constraints.txt"),
+        torch_version(),
     )
     return root / ".book" / "labs" / f"{notebook.stem}-{key}" / notebook.name
 

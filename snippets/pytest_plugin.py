@@ -2,8 +2,9 @@
 
 Each snippet, number and page-wide check is one test. `--update` rewrites what a page shows from
 what it gave. What a page gave, or where it failed, is written into the ledger; the summary says
-what was run, what was not, and what agreed only to the last digit. `--arithmetic all` runs the same
-pages under several arithmetics and lists what is not the same in all of them.
+what was run, what was not, and what agreed only to the last digit. A lab is one test, which leaves
+the executed copy that the site shows. `--arithmetic all` runs the same pages under several
+arithmetics and lists what is not the same in all of them.
 """
 
 import io
@@ -19,7 +20,7 @@ import pytest
 from sybil import Document, Example, Region, Sybil
 from sybil.document import PythonDocStringDocument
 
-from . import arithmetic, ledger, render, sameness, slices, update
+from . import arithmetic, lab, ledger, render, sameness, slices, update
 from .compare import NEAR, SAME, as_recorded, compare_number, compare_output, show, tidy
 from .edges import knife_edges
 from .page import INTERACTIVE, Number, Page, Snippet, parse
@@ -63,6 +64,7 @@ class Book:
     arithmetic: str = ""  # for a reader
     wrong_answers: Mapping[tuple[str, int], list[str]] = field(default_factory=dict)
     record: Path | None = None  # a folder for what each page gave, and nothing is judged
+    executes_labs: bool = True
     sheets: list[Sheet] = field(default_factory=list)
     near: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -324,6 +326,28 @@ class Book:
         return self._prompts(name, example.line, example.parsed, prompts, [])
 
 
+class LabFile(pytest.File):
+    """A notebook under docs/, one test."""
+
+    def collect(self) -> list[pytest.Item]:
+        return [LabItem.from_parent(self, name="lab")]
+
+
+class LabItem(pytest.Item):
+    """Each cell of a lab runs to its end; the site shows the copy that is made here."""
+
+    def runtest(self) -> None:
+        lab.executed(self.config.rootpath.resolve(), self.path)
+
+    def repr_failure(self, excinfo: Any, style: Any = None) -> Any:
+        if isinstance(excinfo.value, lab.LabError):
+            return str(excinfo.value)
+        return super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        return self.path, 0, self.path.name
+
+
 class DocStrings(PythonDocStringDocument):
     """Docstrings only, without importing the module's names for them."""
 
@@ -377,6 +401,8 @@ def pytest_configure(config: pytest.Config) -> None:
         arithmetic=arithmetic.describe(root),
         wrong_answers=config.hook.pytest_wrong_answers() or {},
         record=sameness.folder(),
+        executes_labs=config.getoption("--arithmetic") == arithmetic.PINNED
+        and not (config.getoption("--update") or sameness.folder()),
     )
     config.stash[BOOK] = book
     pages = Sybil([book], path=str(root), pattern="*.md", name="page")
@@ -393,8 +419,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    book = parent.config.stash[BOOK]
+    if file_path.suffix == ".ipynb" and file_path.is_relative_to(book.root / "docs"):
+        return LabFile.from_parent(parent, path=file_path) if book.executes_labs else None
     collector: pytest.Collector | None = parent.config.stash[COLLECT](file_path, parent)
     return collector
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Labs come first: the longest is as long as many pages, and would run alone at the end."""
+    items.sort(key=lambda item: not isinstance(item, LabItem))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

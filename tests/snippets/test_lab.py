@@ -44,6 +44,17 @@ def test_a_failing_cell_fails_the_lab_and_leaves_no_copy(tmp_path: Path) -> None
     assert not list(tmp_path.glob(".book/**/*.ipynb"))
 
 
+def test_pytest_executes_labs_and_shows_the_cell_that_fails(pytester: pytest.Pytester) -> None:
+    (pytester.path / "conftest.py").write_text('pytest_plugins = ["snippets.pytest_plugin"]\n')
+    write(pytester.path / "docs/labs/good.ipynb", "40 + 2")
+    write(pytester.path / "docs/labs/bad.ipynb", "1 / 0")
+    result = pytester.runpytest_subprocess("docs")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.re_match_lines([r"docs/labs/bad\.ipynb: a cell failed", "1 / 0", "ZeroDivision"])
+    assert [copy.name for copy in pytester.path.glob(".book/**/*.ipynb")] == ["good.ipynb"]
+    pytester.runpytest_subprocess("docs", "--arithmetic", "own").assert_outcomes()
+
+
 OUTPUTS = [
     nbformat.v4.new_output("stream", name="stdout", text="a < b\n"),
     nbformat.v4.new_output("stream", name="stderr", text="be warned\n"),
