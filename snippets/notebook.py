@@ -114,7 +114,8 @@ class _Maker:
         sources = [source]
         if snippet.fence.lang == INTERACTIVE:
             sources = [example.source for example in DocTestParser().get_examples(source)]
-        for source, output in zip(sources, self.outputs[snippet.start], strict=True):
+        shown = self.outputs[snippet.start] or [Output()]  # a package was missing
+        for source, output in zip(sources, shown, strict=True):
             tags = ["raises-exception"] if output.error else []
             self.code(source, tags, self.results(output, snippet))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
-from reader import HOST, PATH, PUBLIC, ROOT, SOURCES, URL, WIDTHS
+from reader import HOST, PATH, PUBLIC, ROOT, SOURCES, URL, WIDTHS, forget
 
 from tests import record
 
@@ -131,6 +131,6 @@ def tab(desk: Page) -> Iterator[Page]:
     desk.on("pageerror", hear)
     yield desk
     desk.remove_listener("pageerror", hear)
-    desk.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
+    forget(desk)
     desk.emulate_media(media="screen", reduced_motion="no-preference", color_scheme="light")
     assert wrong == []

@@ -277,8 +277,14 @@ def visit(tab: Page, page: str) -> Visit:
             turn(tab, scheme)
             seen.colours[scheme] = tab.locator("body").evaluate(SOME_COLOURS)
         seen.violations = tab.evaluate("watched.violations")
-    tab.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
+    forget(tab)
     return seen
+
+
+def forget(tab: Page) -> None:
+    """Clear what the book keeps for a reader, once the page, which may still write, is left."""
+    tab.goto(f"{URL}llms.txt")
+    tab.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
 
 
 def turn(tab: Page, scheme: str) -> None:
@@ -378,6 +384,10 @@ def walk(tab: Page) -> list[str]:
 
 
 def open_solutions(tab: Page) -> None:
-    """Open what is folded, as a reader does, so that all of the page can be reached."""
+    """Open what is folded, as a reader does, so that all of the page can be reached.
+
+    All is drawn first: what is drawn on the way to it moves what a pointer is about to press.
+    """
+    tab.evaluate(AT_ONCE)
     while (folded := tab.locator(f"{SOLUTION}:not([open]) > summary:visible")).count():
         folded.first.click()

@@ -34,6 +34,7 @@ from reader import (
     address,
     cases,
     file_of,
+    forget,
     is_due,
     soup_of,
     turn,
@@ -176,7 +177,7 @@ def test_every_text_can_be_told_from_its_ground(
     tab.evaluate(THIN)
     tab.evaluate(AXE_SCRIPT)
     found = tab.evaluate(AUDIT, {"runOnly": COLOURS})
-    tab.evaluate("localStorage.clear()")
+    forget(tab)
     assert not found, "\n".join(["axe finds:", *found])
 
 
@@ -209,5 +210,5 @@ def test_the_book_opens_in_the_scheme_that_the_reader_prefers(
     tab.emulate_media(color_scheme=prefers)
     tab.goto(URL)
     tab.locator(f"body[{SCHEME}={scheme}]").wait_for()
-    tab.evaluate("localStorage.clear()")
+    forget(tab)
     tab.emulate_media(color_scheme="light")

@@ -32,6 +32,7 @@ from reader import (
     address,
     cases,
     file_of,
+    forget,
     listening,
     soup_of,
     thin,
@@ -226,8 +227,8 @@ def look(tab: Page, trial: Trial) -> Met:
         cut = found.evaluate(CUT)
         tab.set_viewport_size({"width": WIDTHS["desktop"], "height": 780})
         audits = audit(tab, trial)
-    tab.evaluate("localStorage.clear()")
     wanted = found.evaluate(f"root => root.shadowRoot.querySelectorAll(`{EVERY}`).length")
+    forget(tab)
     return Met(wrong, audits, cut, focus, wanted, moving, on_paper, heard.heard)
 
 

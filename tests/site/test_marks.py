@@ -134,6 +134,21 @@ def test_without_a_public_home_nothing_leads_there(book: Path, site: Path) -> No
     assert not any("git+" in str(b["data-clipboard-text"]) for b in one.select(".code-run"))
 
 
+def test_where_a_package_is_missing_the_page_says_so_and_can_be_taken_away(book: Path) -> None:
+    needs = '\n``` { .python data-requires="no_such_package" }\nx = 1\n```\n'
+    (book / "docs/part/two.md").write_text(TWO + needs + '\n`1`{data-expr="x"}\n')
+    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "docs/part/two.md"]
+    subprocess.run(run, env={"PYTHONPATH": str(ROOT)}, check=True)
+    code, said = build("--strict")
+    assert code == 0, said
+    state, text = mark(book, "part/two.md")
+    assert state == "partly" and "no_such_package" in text, text
+    notebook = json.loads((book / "site/part/two/two.ipynb").read_text("utf-8"))
+    cells = [c for c in notebook["cells"] if c["cell_type"] == "code"]
+    shown = [("".join(c["source"]), len(c["outputs"])) for c in cells]
+    assert shown[-2:] == [("2 + 2", 1), ("x = 1", 0)]
+
+
 def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text("utf-8")
     assert old in text
