@@ -103,7 +103,8 @@ def why_stale(root: Path, page: Path) -> str | None:
     if entry.get("failed"):
         first, *others = entry["failed"]
         place = " ".join(first.partition("\n")[0].split(":")[1:2])
-        more = f", and in {len(others)} more places" if others else ""
+        many = "s" * (len(others) > 1)
+        more = f", and in {len(others)} more place{many}" if others else ""
         return f"{FAILS} at line {place}{more}"
     for src, sha in entry["figures"].items():
         figure = page.parent / src

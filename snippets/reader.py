@@ -48,7 +48,8 @@ def state(root: Path, page: Path) -> State:
         return State(PARTLY, f"Verified in part, {needs}: {said}.", entry)
     if not why and entry["near"]:
         lines = ", ".join(map(str, entry["near"]))
-        off = f"off by one in lines {lines} of the page's source"
+        many = "s" * (len(entry["near"]) > 1)
+        off = f"off by one in line{many} {lines} of the page's source"
         return State(NEARLY, f"Verified to the last digit, {off}: {said}.", entry)
     if not why:
         return State(VERIFIED, f"Verified: {said}.", entry)
@@ -76,7 +77,7 @@ def whole(states: Iterable[State]) -> State:
 def _counts(entries: list[dict[str, Any]]) -> str:
     totals = {
         "snippet": sum(entry["snippets"] for entry in entries),
-        "number": sum(len(entry["numbers"]) for entry in entries),
+        "number": sum(len(entry["numbers"]) - entry["absent_numbers"] for entry in entries),
         "figure": sum(len(entry["figures"]) for entry in entries),
     }
     said = [f"{n} {what}{'s' * (n != 1)}" for what, n in totals.items() if n]

@@ -106,7 +106,7 @@ def test_a_page_with_another_last_digit_says_so_and_where(book: Path, check: Che
     assert state.word == reader.NEARLY
     line = PAGE.count("\n") + 2
     assert state.sentence.startswith(
-        f"Verified to the last digit, off by one in lines {line} of the page's source: 3 snippets"
+        f"Verified to the last digit, off by one in line {line} of the page's source: 3 snippets"
     )
     assert reader.whole([state]).sentence.startswith("Verified to the last digit, all 1 pages")
     assert len(shown(book, page).select(".code-run")) == 4
@@ -116,18 +116,19 @@ def test_a_page_that_fails_says_where_and_keeps_its_text(book: Path, page: Path)
     ledger.fail(book, page, ["docs/page.md:7: the output differs\n…", "docs/page.md:9: …"])
     state = reader.state(book, page)
     assert state.word == reader.FAILED
-    assert state.sentence == "Not verified: this page fails at line 7, and in 1 more places."
+    assert state.sentence == "Not verified: this page fails at line 7, and in 1 more place."
     assert shown(book, page).select(".code-run") == []
     assert reader.whole([state]).sentence == "0 of 1 pages are verified as they are now."
 
 
 def test_a_page_that_lacks_a_package_is_verified_in_part(book: Path, check: Check) -> None:
     page = book / "docs/page.md"
-    lacking = '\n``` { .python data-requires="no_such_package" }\n1\n```\n'
+    lacking = '\n``` { .python data-requires="no_such_package" }\ny = 1\n```\n`1`{data-expr="y"}\n'
     assert check(PAGE + lacking).ok
     state = reader.state(book, page)
     assert state.word == reader.PARTLY
-    assert "the rest needs no_such_package, which is not installed" in state.sentence
+    needs = "the rest needs no_such_package, which is not installed"
+    assert state.sentence.startswith(f"Verified in part, {needs}: 3 snippets and 1 number, ")
     assert len(shown(book, page).select(".code-run")) == 4
     assert reader.whole([state]).word == reader.CHANGED
 
