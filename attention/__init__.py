@@ -1,6 +1,5 @@
 """Attention, exact and small: the package that the book calls into."""
 
-from attention.additive import AdditiveAttention
 from attention.backward import attention_backward
 from attention.biases import (
     T5Bias,
@@ -9,12 +8,13 @@ from attention.biases import (
     softcap,
     t5_buckets,
 )
-from attention.diagnose import diagnose
-from attention.dot_product import (
+from attention.diagnosis.diagnose import diagnose
+from attention.functional import (
     attention,
     attention_scores,
     attention_weights,
 )
+from attention.kernels.split_keys import split_keys
 from attention.masks import (
     causal,
     document,
@@ -24,11 +24,12 @@ from attention.masks import (
     shift,
     sliding_window,
 )
-from attention.multihead import MultiHeadAttention
-from attention.plot import heatmap, vectors, weighted_sum
-from attention.positions import LearnedPositions, sinusoidal
-from attention.recall import recall_batch, train_recall
-from attention.rotary import (
+from attention.modules.additive import AdditiveAttention
+from attention.modules.multihead import MultiHeadAttention
+from attention.modules.self_attention import CausalSelfAttention, SelfAttention
+from attention.pictures.plots import heatmap, vectors, weighted_sum
+from attention.positions.absolute import LearnedPositions, sinusoidal
+from attention.positions.rotary import (
     RotaryEmbedding,
     pairing_permutation,
     rotate,
@@ -37,7 +38,6 @@ from attention.rotary import (
     stretch_ntk,
     stretch_yarn,
 )
-from attention.self_attention import CausalSelfAttention, SelfAttention
 from attention.softmax import (
     logsumexp,
     merge,
@@ -45,7 +45,7 @@ from attention.softmax import (
     softmax,
     softmax_naive,
 )
-from attention.split_keys import split_keys
+from attention.tasks.recall import recall_batch, train_recall
 
 __all__ = [
     "AdditiveAttention",

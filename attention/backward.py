@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attention.checks import check_gradient, check_scale, check_tensors
-from attention.dot_product import attention_weights, share_heads
-from attention.mods import Mask, Offset
+from attention.functional import attention_weights, share_heads
+from attention.masking import Mask, Offset
 from attention.softmax import widen
+from attention.validation import check_gradient, check_scale, check_tensors
 
 
 # --8<-- [start:attention_backward]

@@ -19,13 +19,13 @@ import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
-from attention.checks import (
+from attention.masking import ScoreMod
+from attention.validation import (
     check_integers,
     check_number,
     check_sizes,
     wrong,
 )
-from attention.mods import ScoreMod
 
 
 # --8<-- [start:t5_buckets]

@@ -23,8 +23,8 @@ import torch
 from jaxtyping import Bool, Integer
 from torch import Tensor
 
-from attention.checks import check_integers, check_sizes, kind, wrong
-from attention.mods import MaskMod, Offset
+from attention.masking import MaskMod, Offset
+from attention.validation import check_integers, check_sizes, kind, wrong
 
 
 # --8<-- [start:causal]

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attention.checks import check_dim, check_parts, check_sizes
+from attention.validation import check_dim, check_parts, check_sizes
 
 
 # --8<-- [start:softmax_naive]

@@ -2,7 +2,7 @@
 
     python -m benchmarks.compiled
 
-compiles the tiles among which attention.triton_kernel chooses, the smallest for
+compiles the tiles among which attention.kernels.triton chooses, the smallest for
 float32 alone, for two kinds of GPU, and writes benchmarks/compiled.json, from which
 docs/fast/gpu.md takes its table: what a program holds on the chip, which registers
 spill into memory, and by which instructions it multiplies. It takes about two

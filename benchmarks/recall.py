@@ -33,7 +33,7 @@ from attention import (
     causal,
     train_recall,
 )
-from attention.mods import ScoreMod
+from attention.masking import ScoreMod
 
 FILE = Path(__file__).with_suffix(".json")
 D_MODEL, SEEDS, STEPS = 64, 5, (100, 300)

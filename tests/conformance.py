@@ -558,7 +558,7 @@ def check(case: Case, kernel: str) -> dict[str, str]:
 
 def killed() -> dict[str, str | None]:
     """For each wrong attention the first case, in words, that it fails."""
-    from attention.wrong import WRONG
+    from attention.diagnosis.mistakes import WRONG
     from tests.words import said
 
     told = list(said())

@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import and_masks
 
 from attention import T5Bias, alibi, causal, document, padding, sliding_window, softcap
-from attention.at_once import at_once
-from attention.mods import over_pairs
+from attention.kernels.at_once import at_once
+from attention.masking import over_pairs
 
 B, H, L, S = 2, 3, 5, 7
 GENERATOR = torch.Generator().manual_seed(0)

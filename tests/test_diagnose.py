@@ -25,9 +25,9 @@ from attention import (
     softcap,
     steps,
 )
-from attention.diagnose import diagnose
-from attention.probes import PROBES, WORDS, Call, Case
-from attention.wrong import WRONG, Wrong, right
+from attention.diagnosis.diagnose import diagnose
+from attention.diagnosis.mistakes import WRONG, Wrong, right
+from attention.diagnosis.probes import PROBES, WORDS, Call, Case
 from snippets import page
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -443,7 +443,7 @@ NEEDED = {
 def test_without_its_probe_a_fault_is_not_known(monkeypatch, probe: str, fault: str) -> None:
     fewer = [x for x in PROBES if x.name != probe]
     assert len(fewer) == len(PROBES) - 1
-    module = importlib.import_module("attention.diagnose")  # `attention` has the function
+    module = importlib.import_module("attention.diagnosis.diagnose")  # `attention` has the function
     monkeypatch.setattr(module, "PROBES", fewer)
     if probe == "large scores":  # there are large scores in two probes of words as well
         found = diagnose(lambda q, k, v: WRONG[fault](q, k, v))

@@ -388,7 +388,7 @@ def test_flex_takes_a_block_mask_of_its_sizes_as_it_is_and_makes_any_other(heads
         made.append(args)
         return create_block_mask(*args, **how)
 
-    monkeypatch.setattr("attention.flex.create_block_mask", make)
+    monkeypatch.setattr("attention.kernels.flex.create_block_mask", make)
     mask = create_block_mask(causal, *heads, L, S, device="cpu")
     others = create_block_mask(causal, 1, 3, L, S, device="cpu"), causal
     attention(*tensors(), mask=mask, **AT_0, kernel="flex")

@@ -17,7 +17,7 @@ from attention import (
     sliding_window,
     softcap,
 )
-from attention.wrong import WRONG, right
+from attention.diagnosis.mistakes import WRONG, right
 from tests import conformance
 from tests.words import Said, said
 

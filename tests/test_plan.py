@@ -15,8 +15,8 @@ from attention import (
     shift,
     sliding_window,
 )
-from attention.mods import over_pairs
-from attention.plan import UNIT, Range, Verdict, plan, verdicts
+from attention.kernels.plan import UNIT, Range, Verdict, plan, verdicts
+from attention.masking import over_pairs
 
 B, H, L, S = 2, 3, 3 * UNIT - 7, 4 * UNIT + 5
 LENGTHS = torch.tensor([100, 233])
@@ -127,7 +127,7 @@ def test_ranges_answer_without_asking_pair_by_pair(name, monkeypatch):
     def never(*args):
         raise AssertionError("asked pair by pair")
 
-    monkeypatch.setattr("attention.plan.over_pairs", never)
+    monkeypatch.setattr("attention.kernels.plan.over_pairs", never)
     verdicts(BY_RANGES[name], where())
 
 
@@ -139,7 +139,7 @@ def test_what_ranges_cannot_answer_is_asked_pair_by_pair(name, monkeypatch):
         asked.append(args)
         return over_pairs(*args, at_once=at_once)
 
-    monkeypatch.setattr("attention.plan.over_pairs", ask)
+    monkeypatch.setattr("attention.kernels.plan.over_pairs", ask)
     verdicts(BY_PAIRS[name], where())
     assert asked
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import and_masks, create_block_mask, or_masks
 
 from attention import causal, document, first_tokens, padding, prefix_lm, shift, sliding_window
-from attention.runs import runs
+from attention.kernels.runs import runs
 
 B, H, L, S = 2, 3, 9, 13
 QUERY, KEY = torch.zeros(B, H, L, 2), torch.zeros(B, 1, S, 2)

@@ -237,7 +237,7 @@ except jaxtyping.TypeCheckError as error:
 
 def test_valid_input_passes_and_bad_input_and_a_wrong_annotation_fail_under_the_hook(tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "attention", ignore=shutil.ignore_patterns("*.pyc"))
-    module = tmp_path / "attention/dot_product.py"
+    module = tmp_path / "attention/functional.py"
     right = module.read_text("utf-8")
     wrong = right.replace(
         'value: Float[Tensor, "*kv_batch S Dv"]', 'value: Float[Tensor, "*kv_batch S D"]'
@@ -248,7 +248,7 @@ def test_valid_input_passes_and_bad_input_and_a_wrong_annotation_fail_under_the_
     command = [sys.executable, "-W", "error", "-c", code, str(tmp_path)]
     done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "checking the parameters of attention.dot_product.attention" in done.stdout
+    assert "checking the parameters of attention.functional.attention" in done.stdout
 
 
 def test_every_public_name_is_given_valid_input():

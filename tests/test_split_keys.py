@@ -202,7 +202,7 @@ def test_where_the_parts_are_even_no_key_is_copied(monkeypatch):
         seen.append((k.untyped_storage().data_ptr(), v.untyped_storage().data_ptr()))
         return attention(q, k, v, **how)
 
-    monkeypatch.setattr(sys.modules["attention.split_keys"], "attention", watch)
+    monkeypatch.setattr(sys.modules["attention.kernels.split_keys"], "attention", watch)
     key, value = key[:, :, :20].contiguous(), value[:, :, :20].contiguous()
     split_keys(query, key, value, 4)
     assert seen == [(key.data_ptr(), value.data_ptr())]

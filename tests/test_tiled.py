@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-import attention.tiled as module
+import attention.kernels.tiled as module
 from attention import T5Bias, alibi, attention, causal, padding, sliding_window, softcap
-from attention.captured import captured
+from attention.kernels.captured import captured
 from tests import conformance
 from tests.conformance import MASKS
 
@@ -31,7 +31,7 @@ def tensors(*sizes, seed=0, dtype=torch.float64):
 def tiny(request, monkeypatch):
     """Tiles of a few queries and keys, of one head or of many rows at once."""
     unit, queries, keys, pairs = request.param
-    monkeypatch.setattr("attention.plan.UNIT", unit)
+    monkeypatch.setattr("attention.kernels.plan.UNIT", unit)
     monkeypatch.setattr(module, "QUERIES", queries)
     monkeypatch.setattr(module, "KEYS", keys)
     monkeypatch.setattr(module, "PAIRS", pairs)

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from attention import triton_kernel
-from attention.triton_kernel import seen_by
+from attention.kernels.triton import seen_by
 from benchmarks import compiled
 
 INF = math.inf

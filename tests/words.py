@@ -1,6 +1,6 @@
 """Cases that are put in words, for functions that know of no mods: a reader's, and wrong ones.
 
-The words are those of attention.steps. Cases of the matrix that words can say come first, in
+The words are those of attention.diagnosis.textbook. Cases of the matrix that words can say come first, in
 float64; then what is a matter of modules, or of numbers that are large, NaN or of 16 bits. What is
 expected comes from conformance.formula, as there.
 """

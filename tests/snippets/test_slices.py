@@ -332,7 +332,7 @@ def test_a_listing_comes_with_what_it_needs_of_its_module() -> None:
     found = last(section)
     assert found["kind"] == slices.SLICE
     assert "def _shift" in found["code"]
-    assert "from attention.checks import" in found["code"]
+    assert "from attention.validation import" in found["code"]
     assert "def logsumexp" not in found["code"]
     user = last(section, "import torch", "softmax(torch.zeros(1))")
     assert user["code"].startswith("import torch\n\nfrom attention import softmax\n\n")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from attention.mods import Mask, Offset, positions
+from attention.masking import Mask, Offset, positions
 
 NO_END = torch.iinfo(torch.int32).max
 

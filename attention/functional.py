@@ -25,9 +25,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attention.checks import check_how, check_scale, check_tensors
 from attention.kernels import find
-from attention.mods import (
+from attention.masking import (
     Mask,
     Offset,
     ScoreMod,
@@ -37,6 +36,7 @@ from attention.mods import (
     unseen,
 )
 from attention.softmax import logsumexp, softmax, widen
+from attention.validation import check_how, check_scale, check_tensors
 
 
 def attention_scores(

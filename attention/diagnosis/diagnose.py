@@ -1,8 +1,8 @@
 """Which known mistake does an attention make?
 
-A function of the reader's is called with the inputs of `attention.probes`.
-What it gives is compared with attention as it should be and, where it differs,
-with the wrong attentions of `attention.wrong`, alone or several together.
+A function of the reader's is called with the inputs of `probes`. What it gives
+is compared with attention as it should be and, where it differs, with the
+wrong attentions of `mistakes`, alone or several together.
 """
 
 import math
@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from attention.checks import kind, wrong
-from attention.probes import FORMS, PROBES, WORDS, Attend, Call, Case
-from attention.wrong import WRONG, Wrong
+from attention.diagnosis.mistakes import WRONG, Wrong
+from attention.diagnosis.probes import FORMS, PROBES, WORDS, Attend, Call, Case
+from attention.validation import kind, wrong
 
 # What shows only in a query that sees nothing, which another fault may make.
 ASLEEP = (
@@ -33,7 +33,7 @@ class Diagnosis:
 
     Args:
         agrees: it did as `attention` does in every probe.
-        faults: names in `attention.wrong.WRONG` of what it does wrong, which
+        faults: names in `mistakes.WRONG` of what it does wrong, which
             together explain every probe; () where nothing known does.
         instead: other faults that would explain them too, since no probe that
             the function allows tells them apart.
@@ -97,10 +97,10 @@ class Diagnosis:
 def diagnose(fn: Attend, **fixed: Any) -> Diagnosis:
     """Say which known mistake a function makes, or that it agrees.
 
-    It is called with tensors, float32, and with those words of
-    `attention.steps` that it has a parameter for; is_causal, attn_mask,
-    dropout_p and num_heads are understood too. A word that it has no parameter
-    for is not tried, unless it is given here.
+    It is called with tensors, float32, and with those words of `textbook` that
+    it has a parameter for; is_causal, attn_mask, dropout_p and num_heads are
+    understood too. A word that it has no parameter for is not tried, unless it
+    is given here.
 
     Args:
         fn: a function of query, key and value; of two tensors, what asks and

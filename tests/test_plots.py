@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from attention import attention_weights, heatmap, vectors, weighted_sum
-from attention.plot import Figure
-from attention.svg import DARK, LIGHT, STRONGEST
+from attention.pictures.canvas import DARK, LIGHT, STRONGEST
+from attention.pictures.plots import Figure
 
 SVG = "{http://www.w3.org/2000/svg}"
 MINUS = "\N{MINUS SIGN}"

@@ -1,4 +1,4 @@
-"""The tiles of `attention.tiled` on a GPU, in Triton.
+"""The tiles of `attention.kernels.tiled` on a GPU, in Triton.
 
 Many programs run at once. One takes a strip of queries, keeps what it carries
 along on the chip, and meets the tiles of keys in turn:
@@ -27,8 +27,8 @@ import triton.language as tl
 from torch import Tensor
 
 from attention.kernels import interpreted, refusal
-from attention.mods import Mask, Offset
-from attention.runs import runs
+from attention.kernels.runs import runs
+from attention.masking import Mask, Offset
 from attention.softmax import widen
 
 if interpreted() and isinstance(tl.max, triton.JITFunction):

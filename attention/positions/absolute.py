@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from attention.checks import (
+from attention.masking import Offset, positions
+from attention.validation import (
     check_even,
     check_number,
     check_sequence,
@@ -23,7 +24,6 @@ from attention.checks import (
     kind,
     wrong,
 )
-from attention.mods import Offset, positions
 
 
 # --8<-- [start:sinusoidal]

@@ -1,7 +1,7 @@
 """Pictures of attention as SVG, drawn from the computed values.
 
 The six tokens of the book take some 400 pixels, so that text stays readable
-on a phone. `attention.svg` has the shapes and the colours.
+on a phone. `attention.pictures.canvas` has the shapes and the colours.
 """
 
 import math
@@ -12,9 +12,19 @@ from operator import mul
 from jaxtyping import Bool, Real
 from torch import Tensor
 
-from attention import svg
-from attention.checks import check_labels, check_numbers, wrong
-from attention.svg import FADED, GAP, ROW, Figure, number, vector, width_of
+from attention.pictures.canvas import (
+    FADED,
+    GAP,
+    ROW,
+    RULE,
+    Canvas,
+    Figure,
+    Point,
+    number,
+    vector,
+    width_of,
+)
+from attention.validation import check_labels, check_numbers, wrong
 
 __all__ = ["Figure", "heatmap", "vectors", "weighted_sum"]
 
@@ -68,7 +78,7 @@ def heatmap(
     width = max(*map(width_of, columns), max(map(width_of, shown)) + GAP) + GAP
     left, top = max(map(width_of, [*rows, row_title])) + GAP, 44.0
     right, bottom = left + width * len(columns), top + ROW * len(rows)
-    canvas = svg.Canvas()
+    canvas = Canvas()
     canvas.text(((left + right) / 2, 8), column_title, style=FADED)
     canvas.text((left - GAP, top - 14), row_title, "end", FADED)
     for j, column in enumerate(columns):
@@ -143,15 +153,15 @@ def vectors(
     unit = 320 / max(high - low for low, high in reach)
     right, bottom = (unit * (high - low) for low, high in reach)
 
-    def place(x: float | int, y: float | int) -> svg.Point:
+    def place(x: float | int, y: float | int) -> Point:
         return unit * (x - reach[0][0]), unit * (reach[1][1] - y)
 
-    canvas = svg.Canvas()
+    canvas = Canvas()
     for axis, (low, high) in enumerate(reach):
         for n in range(math.ceil(low / step), math.floor(high / step) + 1):
             x, y = place(n * step, n * step)
             words = f"{n * step:.10g}".replace("-", "\N{MINUS SIGN}")
-            grid = f"{svg.RULE};stroke-opacity:{0.3 if n else 1}"
+            grid = f"{RULE};stroke-opacity:{0.3 if n else 1}"
             if axis == 0:
                 canvas.line((x, 0), (x, bottom), grid)
                 canvas.text((x, bottom + 14), words, style=FADED)
@@ -229,7 +239,7 @@ def weighted_sum(
     times = bars + 80 + 40 + 2 * GAP
     left, top = times + 2 * GAP, 24.0
     right, y = left + width * len(result), top + ROW / 2  # middle of a row
-    canvas = svg.Canvas()
+    canvas = Canvas()
     canvas.text((bars, 8), "weight", "start", FADED)
     canvas.text(((left + right) / 2, 8), "value", style=FADED)
     terms = []

@@ -2,7 +2,7 @@
 
 `attention` looks here for the kernel that it is asked for, refuses what that
 kernel cannot do, and imports it on first use. All kernels have the signature
-of `attention.dot_product.reference`.
+of `attention.functional.reference`.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from attention.mods import ScoreMod
+from attention.masking import ScoreMod
 
 # query, key, value and the rest -> output, log-sum-exp or None
 Run: TypeAlias = Callable[..., tuple[Tensor, Any]]
@@ -79,9 +79,9 @@ _import._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 # --8<-- [start:KERNELS]
 KERNELS = {
-    "reference": Kernel("attention.dot_product", "reference"),
+    "reference": Kernel("attention.functional", "reference"),
     "sdpa": Kernel(
-        "attention.sdpa",
+        "attention.kernels.sdpa",
         "sdpa",
         {
             "score_mod": "it can only add to scores, not change them",
@@ -91,7 +91,7 @@ KERNELS = {
         },
     ),
     "flex": Kernel(
-        "attention.flex",
+        "attention.kernels.flex",
         "flex",
         {
             "gradients on a CPU": "FlexAttention has no backward there",
@@ -99,7 +99,7 @@ KERNELS = {
         },
     ),
     "tiled": Kernel(
-        "attention.tiled",
+        "attention.kernels.tiled",
         "tiled",
         {
             "second derivatives": "its backward pass has no derivative",
@@ -107,7 +107,7 @@ KERNELS = {
         },
     ),
     "triton": Kernel(
-        "attention.triton_kernel",
+        "attention.kernels.triton",
         "triton_tiled",
         {
             "tensors on a CPU": "it is for a GPU, or for TRITON_INTERPRET=1",

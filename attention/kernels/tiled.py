@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from attention.at_once import at_once
-from attention.captured import NAMED, UNFOUND, captured
-from attention.mods import (
+from attention.kernels.at_once import at_once
+from attention.kernels.captured import NAMED, UNFOUND, captured
+from attention.kernels.plan import Hidden, Plan, Strip, Tile, hidden, plan
+from attention.masking import (
     Mask,
     Offset,
     ScoreMod,
@@ -36,7 +37,6 @@ from attention.mods import (
     over_pairs,
     positions,
 )
-from attention.plan import Hidden, Plan, Strip, Tile, hidden, plan
 from attention.softmax import widen
 
 LOG2_E = 1 / math.log(2)

@@ -4,7 +4,7 @@
     out   = concat_h(attention(head h)) W_out^T
 
 Dropout on the weights is a matter of this module, and of training; the
-formula in `attention.dot_product` has none.
+formula in `attention.functional` has none.
 
 Sources: Vaswani et al., "Attention is all you need" (2017), section 3.2.2: our
 H is their h. Heads that share keys and values: Ainslie et al., "GQA" (2023),
@@ -19,7 +19,10 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import dropout
 
-from attention.checks import (
+from attention.functional import attention, attention_weights, share_heads
+from attention.masking import Mask, Offset, ScoreMod
+from attention.positions.rotary import RotaryEmbedding
+from attention.validation import (
     check_divides,
     check_offset,
     check_sequence,
@@ -27,9 +30,6 @@ from attention.checks import (
     kind,
     wrong,
 )
-from attention.dot_product import attention, attention_weights, share_heads
-from attention.mods import Mask, Offset, ScoreMod
-from attention.rotary import RotaryEmbedding
 
 
 # --8<-- [start:MultiHeadAttention]

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Integer
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from attention.checks import wrong
+from attention.validation import wrong
 
 # (b, h, q_idx, kv_idx) -> may this query attend to this key?
 MaskMod: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]

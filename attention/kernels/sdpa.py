@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from attention.masking import Mask, Offset, as_tensor, blind, unseen
 from attention.masks import causal
-from attention.mods import Mask, Offset, as_tensor, blind, unseen
 
 
 # --8<-- [start:sdpa]

@@ -16,10 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from attention.checks import check_how, check_sizes, check_tensors
-from attention.dot_product import attention
-from attention.mods import Mask, MaskMod, Offset, ScoreMod
+from attention.functional import attention
+from attention.masking import Mask, MaskMod, Offset, ScoreMod
 from attention.softmax import merge
+from attention.validation import check_how, check_sizes, check_tensors
 
 
 # --8<-- [start:split_keys]

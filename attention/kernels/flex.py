@@ -19,8 +19,7 @@ from torch.nn.attention.flex_attention import (
     flex_attention,
 )
 
-from attention.masks import shift
-from attention.mods import (
+from attention.masking import (
     Mask,
     Offset,
     ScoreMod,
@@ -28,6 +27,7 @@ from attention.mods import (
     blind,
     unseen,
 )
+from attention.masks import shift
 from attention.softmax import widen
 
 

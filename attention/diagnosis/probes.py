@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from attention.checks import wrong
-from attention.steps import Steps, as_heads
-from attention.wrong import Wrong, right
+from attention.diagnosis.mistakes import Wrong, right
+from attention.diagnosis.textbook import Steps, as_heads
+from attention.validation import wrong
 
 # What an attention gives: tensors by name, or the error that it raises.
 Found: TypeAlias = dict[str, Tensor] | Exception

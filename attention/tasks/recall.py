@@ -20,7 +20,7 @@ from jaxtyping import Float, Integer
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy, layer_norm
 
-from attention.checks import check_sizes, wrong
+from attention.validation import check_sizes, wrong
 
 
 # --8<-- [start:recall_batch]

@@ -13,10 +13,10 @@ one head and no output projection.
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attention.checks import check_sequence, check_sizes
-from attention.dot_product import attention
+from attention.functional import attention
+from attention.masking import MaskMod
 from attention.masks import causal
-from attention.mods import MaskMod
+from attention.validation import check_sequence, check_sizes
 
 
 # --8<-- [start:SelfAttention]

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import avg_pool2d, pad
 
-from attention.at_once import at_once
-from attention.mods import Mask, MaskMod, Where, over_pairs
+from attention.kernels.at_once import at_once
+from attention.masking import Mask, MaskMod, Where, over_pairs
 
 UNIT = 64  # queries and keys of the smallest tile
 

@@ -16,15 +16,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attention.checks import (
+from attention.masking import Mask, Offset, as_tensor
+from attention.softmax import softmax, widen
+from attention.validation import (
     check_floating,
     check_how,
     check_sequence,
     check_sizes,
     wrong,
 )
-from attention.mods import Mask, Offset, as_tensor
-from attention.softmax import softmax, widen
 
 
 # --8<-- [start:AdditiveAttention]

@@ -39,9 +39,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attention.biases import alibi_slopes
-from attention.dot_product import share_heads
-from attention.positions import frequencies
-from attention.rotary import rotate
+from attention.functional import share_heads
+from attention.positions.absolute import frequencies
+from attention.positions.rotary import rotate
 from attention.softmax import logsumexp, softmax, widen
 
 Pairing: TypeAlias = Literal["half", "interleaved"]

@@ -1,7 +1,7 @@
 """Wrong attentions: right ones in which one step is written as people do.
 
 `WRONG` has each by its name, which says what it does and goes on after "It".
-A wrong attention takes the same words as `right`: those of `attention.steps`.
+A wrong attention takes the same words as `right`: those of `textbook`.
 """
 
 import math
@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attention.biases import alibi_slopes
-from attention.dot_product import share_heads
+from attention.diagnosis.textbook import Out, Steps
+from attention.functional import share_heads
 from attention.softmax import logsumexp, softmax, softmax_naive
-from attention.steps import Out, Steps
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Figure:
         alt: its text alternative.
 
     Example:
-        >>> from attention.plot import Figure
+        >>> from attention.pictures.plots import Figure
         >>> Figure("<svg xmlns='http://www.w3.org/2000/svg'/>", alt="Nothing.")
         Figure(alt='Nothing.')
     """

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attention.captured import tensors_in
+from attention.kernels.captured import tensors_in
 
 aten = torch.ops.aten
 ALSO = {

@@ -21,7 +21,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from attention.checks import (
+from attention.masking import Offset, positions
+from attention.positions.absolute import frequencies
+from attention.softmax import widen
+from attention.validation import (
     check_even,
     check_floating,
     check_number,
@@ -31,9 +34,6 @@ from attention.checks import (
     shapes,
     wrong,
 )
-from attention.mods import Offset, positions
-from attention.positions import frequencies
-from attention.softmax import widen
 
 Pairing: TypeAlias = Literal["interleaved", "half"]
 # frequencies -> (new frequencies, factor of every cosine and sine)

@@ -1,0 +1,1 @@
+"""Which known mistake an attention makes. No other folder imports this."""

@@ -1,0 +1,1 @@
+"""Tasks: on which the book tries its layers."""
