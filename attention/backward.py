@@ -12,13 +12,17 @@ Source: Dao et al., "FlashAttention" (2022), appendix B.2: our L and S are
 their N, our weights their P, our delta their D.
 """
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attention.functional import attention_weights, share_heads
-from attention.masking import Mask, Offset
-from attention.softmax import widen
+from attention.functional import (
+    as_4d,
+    attention_weights,
+    no_autocast,
+    repeat_kv,
+)
+from attention.masking import Mask, Offset, clear_keys, clear_queries
+from attention.softmax import upcast
 from attention.validation import check_gradient, check_scale, check_tensors
 
 
@@ -78,7 +82,7 @@ def attention_backward(
     """
     check_tensors(query=query, key=key, value=value)
     check_gradient(grad_out, query, value)
-    with torch.autocast(query.device.type, enabled=False):
+    with no_autocast(query.device.type):
         weights = attention_weights(
             query,
             key,
@@ -86,15 +90,16 @@ def attention_backward(
             query_offset=query_offset,
             key_offset=key_offset,
             scale=scale,
-        )  # (B, H, L, S)
+        )
+        weights = as_4d(weights)  # (B, H, L, S)
         scale = check_scale(scale, query.shape[-1])
-        q, grad = widen(query), widen(grad_out)
-        k, v = _for_heads(key, query), _for_heads(value, query)
+        q, grad = upcast(as_4d(query)), upcast(as_4d(grad_out))
+        k, v = upcast(as_4d(key)), upcast(as_4d(value))
+        k, v = repeat_kv(k, q.shape[1]), repeat_kv(v, q.shape[1])
         # What takes no part is cleared, as in `attention`: 0 * NaN is NaN.
         used = weights != 0
-        blind, unseen = ~used.any(-1)[..., None], ~used.any(-2)[..., None]
-        q, grad = q.masked_fill(blind, 0), grad.masked_fill(blind, 0)
-        k, v = k.masked_fill(unseen, 0), v.masked_fill(unseen, 0)
+        q, grad = clear_queries(used, q), clear_queries(used, grad)
+        k, v = clear_keys(used, k), clear_keys(used, v)
 
         out = weights @ v  # (B, H, L, Dv)
         grad_value = weights.mT @ grad  # (B, H, S, Dv)
@@ -104,23 +109,16 @@ def attention_backward(
         grad_query = scale * grad_scores @ k  # (B, H, L, D)
         grad_key = scale * grad_scores.mT @ q  # (B, H, S, D)
     return (
-        grad_query.to(query.dtype),
-        _for_kv_heads(grad_key, key).to(key.dtype),
-        _for_kv_heads(grad_value, value).to(value.dtype),
+        grad_query.reshape(query.shape).to(query.dtype),
+        _sum_shared(grad_key, key),
+        _sum_shared(grad_value, value),
     )
 
 
 # --8<-- [end:attention_backward]
 
 
-def _for_heads(x: Tensor, query: Tensor) -> Tensor:
-    x = widen(x)
-    return x if x.dim() == 2 else share_heads(x, query.shape[1])
-
-
-def _for_kv_heads(grad: Tensor, like: Tensor) -> Tensor:
+def _sum_shared(grad: Tensor, like: Tensor) -> Tensor:
     """Sum the gradients of the query heads that read one key-value head."""
-    if like.dim() == 2:
-        return grad
-    grouped: Tensor = grad.unflatten(1, (like.shape[1], -1))
-    return grouped.sum(2)  # (B, H_kv, S, D)
+    grouped: Tensor = grad.unflatten(1, (as_4d(like).shape[1], -1))
+    return grouped.sum(2).reshape(like.shape).to(like.dtype)

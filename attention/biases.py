@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from attention.masking import ScoreMod
 from attention.validation import (
+    argument_error,
     check_integers,
     check_number,
     check_sizes,
-    wrong,
 )
 
 
@@ -270,5 +270,5 @@ def _buckets_a_side(
         raise ValueError(f"n_buckets={n_buckets} must be even")
     if max_distance <= n // 2:
         rule = f"be above {n // 2}, the distances with a bucket of their own"
-        raise wrong("max_distance", rule, max_distance)
+        raise argument_error("max_distance", rule, max_distance)
     return n

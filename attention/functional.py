@@ -6,9 +6,9 @@
     weights = softmax(scores)                            each row sums to 1
     out     = weights value                              (B, H, L, Dv)
 
-`attention` checks its arguments once and hands them to a kernel: a way to
-compute the formula. The kernel of this module, `reference`, computes it as it
-is written.
+`reference` computes this as it is written. `attention` checks its arguments
+once and hands them to a kernel: `reference`, or another way to compute the
+same.
 
 Sources: Vaswani et al., "Attention is all you need" (2017), section 3.2.1,
 equation (1): our L and S are their n, our D their d_k, our Dv their d_v. Heads
@@ -27,16 +27,66 @@ from torch import Tensor
 
 from attention.kernels import find
 from attention.masking import (
+    AttentionSpec,
     Mask,
     Offset,
     ScoreMod,
-    as_tensor,
-    blind,
-    for_each_pair,
-    unseen,
+    attention_spec,
+    clear_keys,
+    clear_queries,
 )
-from attention.softmax import logsumexp, softmax, widen
-from attention.validation import check_how, check_scale, check_tensors
+from attention.softmax import logsumexp, softmax, upcast
+from attention.validation import check_scale, check_tensors
+
+
+# --8<-- [start:reference]
+def reference(
+    query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec
+) -> tuple[Tensor, Tensor | None]:
+    """The formula as it is written: the kernel that others are tested against.
+
+    Args:
+        query: (B, H, L, D).
+        key: (B, H_kv, S, D).
+        value: (B, H_kv, S, Dv).
+        spec: what else the call asks for, checked.
+
+    Returns:
+        The output (B, H, L, Dv) in query's dtype and, with spec.return_lse,
+        the log-sum-exp (B, H, L) in float32 or wider, else None.
+    """
+    scores, mask = final_scores(query, key, spec)
+    if mask is not None:
+        value = clear_keys(mask, value)
+    weights = softmax(scores)  # (B, H, L, S)
+    out = weights @ upcast(repeat_kv(value, query.shape[1]))  # (B, H, L, Dv)
+    lse = logsumexp(scores) if spec.return_lse else None
+    return out.to(query.dtype), lse
+
+
+def final_scores(
+    query: Tensor, key: Tensor, spec: AttentionSpec
+) -> tuple[Tensor, Tensor | None]:
+    """The scores (B, H, L, S) that the softmax gets, and the mask."""
+    mask = spec.mask_tensor(query, key)  # (B, H, L, S), each 1 or full
+    if mask is not None:
+        query, key = clear_queries(mask, query), clear_keys(mask, key)
+    key = repeat_kv(key, query.shape[1])  # (B, H, S, D)
+    scores = upcast(query) @ upcast(key).mT * spec.scale
+    scores = spec.modified(scores, query, key)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return scores, mask
+
+
+# --8<-- [end:reference]
+
+
+def repeat_kv(x: Tensor, n_heads: int) -> Tensor:
+    """Give query head h its key-value head, h // (H / H_kv)."""
+    if x.shape[1] == n_heads:  # a cache need not be copied
+        return x
+    return x.repeat_interleave(n_heads // x.shape[1], dim=1)
 
 
 def attention_scores(
@@ -63,9 +113,9 @@ def attention_scores(
         tensor([[0.9544]])
     """
     check_tensors(query=query, key=key)
-    scale = check_scale(scale, query.shape[-1])
-    with in_full(query.device.type):
-        scores, _ = _final_scores(_lift(query), _lift(key), scale)
+    spec = AttentionSpec(scale=check_scale(scale, query.shape[-1]))
+    with no_autocast(query.device.type):
+        scores, _ = final_scores(as_4d(query), as_4d(key), spec)
     return scores.reshape(*query.shape[:-1], key.shape[-2])
 
 
@@ -99,11 +149,11 @@ def attention_weights(
                 [0.2689, 0.7311]])
     """
     check_tensors(query=query, key=key)
-    how = check_how(
+    spec = attention_spec(
         query, key, mask, score_mod, query_offset, key_offset, scale
     )
-    with in_full(query.device.type):
-        scores, _ = _final_scores(_lift(query), _lift(key), **how)
+    with no_autocast(query.device.type):
+        scores, _ = final_scores(as_4d(query), as_4d(key), spec)
         weights = softmax(scores)
     return weights.reshape(*query.shape[:-1], key.shape[-2])
 
@@ -176,9 +226,9 @@ def attention(
             evaluated at hidden pairs too, so its derivatives must be finite
             there.
         query_offset: the position of the first query, which mods see as q_idx:
-            an int or, for (B, H, L, D), an integer tensor (B,). Only mods have
-            a use for it. None is 0 where L = S; where L and S differ, a mod
-            needs both offsets.
+            an int or, for (B, H, L, D), an integer tensor (B,). Nothing but
+            mods depends on it. None is 0 where L = S; where L and S differ, a
+            mod needs both offsets.
         key_offset: the position of the first key, which mods see as kv_idx.
         scale: a finite number above 0; None is 1 / sqrt(D).
         kernel: how to compute it. "reference" writes the formula out; "sdpa"
@@ -201,8 +251,7 @@ def attention(
         TypeError: an argument is of the wrong type, or a tensor of the wrong
             dtype.
         ValueError: shapes, dtypes or devices do not fit together, scale is out
-            of range, an offset is missing or has no use, or no kernel has that
-            name.
+            of range, an offset is missing, or no kernel has that name.
         NotImplementedError: the kernel cannot do what is asked of it. None
             does something else instead.
 
@@ -225,89 +274,32 @@ def attention(
                 [0.2689, 0.7311]])
     """
     check_tensors(query=query, key=key, value=value)
-    how = check_how(
-        query, key, mask, score_mod, query_offset, key_offset, scale
+    spec = attention_spec(
+        query,
+        key,
+        mask,
+        score_mod,
+        query_offset,
+        key_offset,
+        scale,
+        return_lse,
     )
-    run = find(kernel, (query, key, value), score_mod, return_lse)
+    run = find(kernel, query, key, value, spec)
     # Autocast would round to 16 bits what is promised in float32.
-    with in_full(query.device.type):
-        tensors = [_lift(x) for x in (query, key, value)]
-        out, lse = run(*tensors, **how, return_lse=return_lse)
+    with no_autocast(query.device.type):
+        out, lse = run(as_4d(query), as_4d(key), as_4d(value), spec)
     if query.dim() == 2:
         out, lse = out[0, 0], lse[0, 0] if return_lse else None
     return (out, lse) if return_lse else out
 
 
-def reference(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    mask: Mask | None,
-    score_mod: ScoreMod | None,
-    query_offset: Offset,
-    key_offset: Offset,
-    scale: float,
-    return_lse: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """The formula as it is written: the kernel that others are tested against.
-
-    A kernel gets arguments that `attention` has checked: query (B, H, L, D),
-    key (B, H_kv, S, D) and value (B, H_kv, S, Dv); a mask that is a tensor has
-    four dimensions, each 1 or full; offsets and scale are never None. It
-    returns the output (B, H, L, Dv) in query's dtype and, with return_lse, the
-    log-sum-exp (B, H, L), else None.
-    """
-    scores, hidden = _final_scores(
-        query, key, scale, mask, score_mod, query_offset, key_offset
-    )
-    value = share_heads(value, query.shape[1])  # (B, H, S, Dv)
-    if hidden is not None:
-        value = value.masked_fill(hidden, 0)
-    weights = softmax(scores)
-    out = weights @ widen(value)  # (B, H, L, Dv)
-    return out.to(query.dtype), logsumexp(scores) if return_lse else None
-
-
-def _final_scores(
-    query: Tensor,
-    key: Tensor,
-    scale: float,
-    mask: Mask | None = None,
-    score_mod: ScoreMod | None = None,
-    query_offset: Offset = 0,
-    key_offset: Offset = 0,
-) -> tuple[Tensor, Tensor | None]:
-    """Scores for the softmax, and the keys (B, H, S, 1) that no query sees."""
-    key = share_heads(key, query.shape[1])  # (B, H, S, D)
-    offsets = (query_offset, key_offset)
-    hidden = None
-    if mask is not None:
-        mask = as_tensor(mask, query, key, offsets)
-        hidden = unseen(mask, query.shape[1])
-        key = key.masked_fill(hidden, 0)
-        query = query.masked_fill(blind(mask), 0)
-    scores = widen(query) @ widen(key).transpose(-2, -1) * scale
-    if score_mod is not None:
-        scores = for_each_pair(score_mod, query, key, offsets, scores)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf)
-    return scores, hidden  # (B, H, L, S)
-
-
-def in_full(device: str) -> AbstractContextManager[Any]:
-    """A context in which autocast, where it is on, is off."""
+def no_autocast(device: str) -> AbstractContextManager[Any]:
+    """A context in which autocast is off."""
     if torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()
 
 
-def _lift(x: Tensor) -> Tensor:
-    return x if x.dim() == 4 else x[None, None]  # (B, H, L, D)
-
-
-def share_heads(x: Tensor, n_heads: int) -> Tensor:
-    """Give query head h its key-value head, h // (H / H_kv)."""
-    if x.shape[1] == n_heads:  # a cache need not be copied
-        return x
-    return x.repeat_interleave(n_heads // x.shape[1], dim=1)
+def as_4d(x: Tensor) -> Tensor:
+    """(L, D) as (1, 1, L, D)."""
+    return x if x.dim() == 4 else x[None, None]

@@ -24,7 +24,12 @@ from jaxtyping import Bool, Integer
 from torch import Tensor
 
 from attention.masking import MaskMod, Offset
-from attention.validation import check_integers, check_sizes, kind, wrong
+from attention.validation import (
+    argument_error,
+    check_integers,
+    check_sizes,
+    type_name,
+)
 
 
 # --8<-- [start:causal]
@@ -206,7 +211,7 @@ def document(ids: Integer[Tensor, "T"] | Integer[Tensor, "B T"]) -> MaskMod:
     check_integers("ids", ids)
     if ids.dim() not in (1, 2) or ids.numel() == 0:
         rule = "be (T,) or (B, T), no size 0"
-        raise wrong("ids", rule, f"shape {tuple(ids.shape)}")
+        raise argument_error("ids", rule, f"shape {tuple(ids.shape)}")
     last = ids.shape[-1] - 1
 
     def document_mask(
@@ -251,9 +256,11 @@ def padding(lengths: Integer[Tensor, "B"]) -> MaskMod:
     """
     check_integers("lengths", lengths)
     if lengths.dim() != 1:
-        raise wrong("lengths", "be (B,)", f"shape {tuple(lengths.shape)}")
+        raise argument_error(
+            "lengths", "be (B,)", f"shape {tuple(lengths.shape)}"
+        )
     if not torch.compiler.is_compiling() and bool((lengths < 0).any()):
-        raise wrong("lengths", "be at least 0", lengths.tolist())
+        raise argument_error("lengths", "be at least 0", lengths.tolist())
 
     def padding_mask(
         b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
@@ -298,12 +305,14 @@ def shift(
         tensor([ True,  True, False])
     """
     if not callable(mod):
-        raise wrong("mod", "be a function", kind(mod), TypeError)
+        raise argument_error("mod", "be a function", type_name(mod), TypeError)
     for name, offset in (("q", q), ("kv", kv)):
         if type(offset) is not int:
             check_integers(name, offset)
         if isinstance(offset, Tensor) and offset.dim() != 1:
-            raise wrong(name, "be an int or (B,)", tuple(offset.shape))
+            raise argument_error(
+                name, "be an int or (B,)", tuple(offset.shape)
+            )
 
     # A score mod's arguments are five. FlexAttention counts those that have a
     # name, and takes a function with four for a mask mod.

@@ -95,7 +95,7 @@ def softmax(
                 [0.0000, 0.0000]])
     """
     check_dim(x, dim)
-    scores = widen(x)
+    scores = upcast(x)
     exponentials = torch.exp(scores - _shift(scores, dim))
     total = exponentials.sum(dim, keepdim=True)
     return (exponentials / total.masked_fill(total == 0, 1)).to(x.dtype)
@@ -138,7 +138,7 @@ def logsumexp(
         tensor([300.6931,     -inf])
     """
     check_dim(x, dim)
-    scores = widen(x)
+    scores = upcast(x)
     shift = _shift(scores, dim)
     total = torch.exp(scores - shift).sum(dim, keepdim=True)
     nothing = total == 0
@@ -185,7 +185,7 @@ def online_softmax(
     """
     check_dim(x, -1)
     check_sizes(block_size=block_size)
-    scores = widen(x)
+    scores = upcast(x)
     largest = scores.new_full(
         (*x.shape[:-1], 1), torch.finfo(scores.dtype).min
     )
@@ -243,7 +243,7 @@ def merge(
     """
     check_parts(outs, lses)
     share = softmax(lses, dim=0)  # (n, ...)
-    out = (share[..., None] * widen(outs)).sum(0)
+    out = (share[..., None] * upcast(outs)).sum(0)
     return out.to(outs.dtype), logsumexp(lses, dim=0)
 
 
@@ -262,6 +262,6 @@ def _shift(x: Tensor, dim: int) -> Tensor:
     return largest.masked_fill(largest.isinf(), 0)
 
 
-def widen(x: Tensor) -> Tensor:
-    """The same numbers in float32, or float64 where they are that already."""
+def upcast(x: Tensor) -> Tensor:
+    """X in float32, or in float64 if it is that already."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -12,21 +12,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.int32, torch.int64)
 
 
-def kind(x: object) -> str:
-    """What an error says that came: a tensor's dtype, else the type's name."""
+def type_name(x: object) -> str:
+    """A tensor's dtype, else the name of the type: what an error says came."""
     return str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
 
 
-def wrong(
+def argument_error(
     name: str, rule: str, got: object, error: type[Exception] = ValueError
 ) -> Exception:
-    """The error of an argument that does not do what it must."""
+    """The error of an argument that must be something else."""
     return error(f"{name} must {rule}, got {got}")
 
 
@@ -41,21 +40,21 @@ def check_floating(name: str, x: object) -> None:
     """Raise unless x is a tensor of one of the dtypes in FLOATS."""
     if not isinstance(x, Tensor) or x.dtype not in FLOATS:
         rule = "be a tensor of float16, bfloat16, float32 or float64"
-        raise wrong(name, rule, kind(x), TypeError)
+        raise argument_error(name, rule, type_name(x), TypeError)
 
 
 def check_integers(name: str, x: object) -> None:
     """Raise unless x is a tensor of one of the dtypes in INTEGERS."""
     if not isinstance(x, Tensor) or x.dtype not in INTEGERS:
         rule = "be a tensor of int32 or int64"
-        raise wrong(name, rule, kind(x), TypeError)
+        raise argument_error(name, rule, type_name(x), TypeError)
 
 
 def check_dim(x: Tensor, dim: int) -> None:
     """Raise unless x is a floating-point tensor, and dim one of its own."""
     check_floating("x", x)
     if x.dim() == 0:
-        raise wrong("x", "have at least one dimension", "shape ()")
+        raise argument_error("x", "have at least one dimension", "shape ()")
     if not isinstance(dim, int) or not -x.dim() <= dim < x.dim():
         raise ValueError(
             f"dim={dim!r} must be an integer from {-x.dim()} to {x.dim() - 1} "
@@ -71,7 +70,9 @@ def check_parts(outs: object, lses: object) -> None:
         return
     if lses.dim() == 0 or outs.shape[:-1] != lses.shape:
         rule = "be (n, ..., Dv), where lses is (n, ...)"
-        raise wrong("outs", rule, shapes({"outs": outs, "lses": lses}))
+        raise argument_error(
+            "outs", rule, shapes({"outs": outs, "lses": lses})
+        )
 
 
 def check_tensors(**tensors: Tensor) -> None:
@@ -85,27 +86,29 @@ def check_tensors(**tensors: Tensor) -> None:
         len(shape) != len(of_query) for shape in (of_key, *of_rest)
     ):
         rule = "all be (L, D) or all (B, H, L, D)"
-        raise wrong(names, rule, shapes(tensors))
+        raise argument_error(names, rule, shapes(tensors))
     for x in (key, *rest):
         if x.dtype != query.dtype or x.device != query.device:
             what = "dtype" if x.dtype != query.dtype else "device"
             came = [getattr(x, what) for x in tensors.values()]
-            raise wrong(names, f"share one {what}", came)
+            raise argument_error(names, f"share one {what}", came)
     if of_query[-1] != of_key[-1] or of_query[-1] == 0:
         rule = "have the same head size D, at least 1"
-        raise wrong("query and key", rule, shapes(tensors))
+        raise argument_error("query and key", rule, shapes(tensors))
     if of_rest and of_rest[0][:-1] != of_key[:-1]:
         rule = "have one row for each row of key"
-        raise wrong("value", rule, shapes(tensors))
+        raise argument_error("value", rule, shapes(tensors))
     if len(of_query) == 2:
         return
     H, H_kv = of_query[1], of_key[1]
     if of_query[0] != of_key[0]:
         rule = "have the same batch size B"
-        raise wrong("query and key", rule, shapes(tensors))
+        raise argument_error("query and key", rule, shapes(tensors))
     if H_kv == 0 or H % H_kv:
         rule = f"be a multiple of those of key, H_kv={H_kv}"
-        raise wrong(f"the heads of query, H={H},", rule, shapes(tensors))
+        raise argument_error(
+            f"the heads of query, H={H},", rule, shapes(tensors)
+        )
 
 
 def check_gradient(grad_out: object, query: Tensor, value: Tensor) -> None:
@@ -116,78 +119,11 @@ def check_gradient(grad_out: object, query: Tensor, value: Tensor) -> None:
     shape = (*query.shape[:-1], value.shape[-1])
     if grad_out.shape != shape:
         rule = f"have the output's shape {shape}"
-        raise wrong("grad_out", rule, tuple(grad_out.shape))
+        raise argument_error("grad_out", rule, tuple(grad_out.shape))
     for what in ("dtype", "device"):
         if getattr(grad_out, what) != getattr(query, what):
             rule = f"share the {what} of query, {getattr(query, what)}"
-            raise wrong("grad_out", rule, getattr(grad_out, what))
-
-
-def check_how(
-    query: Tensor,
-    key: Tensor,
-    mask: object,
-    score_mod: object,
-    query_offset: object,
-    key_offset: object,
-    scale: object,
-) -> dict[str, Any]:
-    """Raise unless the rest fits the tensors; return it as kernels take it."""
-    if score_mod is not None and not callable(score_mod):
-        raise wrong("score_mod", "be a function", kind(score_mod), TypeError)
-    is_mod = callable(mask) or isinstance(mask, BlockMask)
-    if isinstance(mask, Tensor):
-        mask = check_mask(mask, query, key)
-    elif mask is not None and not is_mod:
-        rule = "be a Boolean tensor, a mask mod or a BlockMask"
-        raise wrong("mask", rule, kind(mask), TypeError)
-    has_mod = is_mod or score_mod is not None
-    offsets = {"query_offset": query_offset, "key_offset": key_offset}
-    for name, offset in offsets.items():
-        offsets[name] = check_offset(name, offset, query, key, has_mod)
-    scale = check_scale(scale, query.shape[-1])
-    return {"mask": mask, "score_mod": score_mod, **offsets, "scale": scale}
-
-
-def check_mask(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """Raise unless the mask is Boolean and fits; return it as (B, H, L, S)."""
-    if mask.dtype != torch.bool:
-        rule = "be Boolean, True where a query may attend"
-        hint = (
-            "for a float mask of 0 and -inf pass mask > -inf, for a bias to "
-            "be added a score_mod, for integers 0 and 1 mask != 0"
-        )
-        raise wrong("mask", rule, f"{mask.dtype}: {hint}", TypeError)
-    if mask.device != query.device:
-        raise wrong("mask", f"be on {query.device}", mask.device)
-    full = (*query.shape[:-1], key.shape[-2])
-    rule, fits = f"be (L, S) = {full[-2:]}", mask.shape == full[-2:]
-    if query.dim() == 4:
-        rule += f" or, each dimension 1 or full, (B, H, L, S) = {full}"
-    if query.dim() == mask.dim() == 4:
-        fits = all(m in (1, n) for m, n in zip(mask.shape, full, strict=True))
-    if not fits:
-        raise wrong("mask", rule, tuple(mask.shape))
-    return mask if mask.dim() == 4 else mask[None, None]
-
-
-def check_offset(
-    name: str, offset: object, query: Tensor, key: Tensor, has_mod: bool
-) -> int | Tensor:
-    """Raise unless a mod can use the offset, or does without; None is 0."""
-    L, S = query.shape[-2], key.shape[-2]
-    if offset is None:
-        if has_mod and L != S:
-            raise ValueError(
-                f"{name} is missing: where L={L} and S={S} differ, a mod "
-                "needs query_offset and key_offset, the positions of the "
-                "first query and key"
-            )
-        return 0
-    if not has_mod:
-        needed = "a mask mod or a score_mod"
-        raise ValueError(f"{name} has no use without {needed}")
-    return check_start(name, offset, query)
+            raise argument_error("grad_out", rule, getattr(grad_out, what))
 
 
 def check_start(name: str, offset: object, x: Tensor) -> int | Tensor:
@@ -196,13 +132,13 @@ def check_start(name: str, offset: object, x: Tensor) -> int | Tensor:
         return offset
     if not isinstance(offset, Tensor) or offset.dtype not in INTEGERS:
         rule = "be an int or a tensor of int32 or int64"
-        raise wrong(name, rule, kind(offset), TypeError)
+        raise argument_error(name, rule, type_name(offset), TypeError)
     if x.dim() == 2 or offset.shape != x.shape[:1]:
         got = f"{tuple(offset.shape)} for {tuple(x.shape)}"
         rule = "be an int or, where there is a batch, a tensor (B,)"
-        raise wrong(name, rule, got)
+        raise argument_error(name, rule, got)
     if offset.device != x.device:
-        raise wrong(name, f"be on {x.device}", offset.device)
+        raise argument_error(name, f"be on {x.device}", offset.device)
     return offset
 
 
@@ -218,7 +154,7 @@ def check_number(
 ) -> float:
     """Raise unless x is a finite number above another."""
     if isinstance(x, bool) or not isinstance(x, (float, int)):
-        raise wrong(name, rule, kind(x), TypeError)
+        raise argument_error(name, rule, type_name(x), TypeError)
     if not above < x <= sys.float_info.max:
         raise ValueError(f"{name}={x} must be finite and above {above}")
     return float(x)
@@ -229,12 +165,14 @@ def check_numbers(
 ) -> Any:
     """Raise unless x has entries to draw; return them as nested lists."""
     if not isinstance(x, Tensor) or x.is_complex():
-        raise wrong(name, "be a tensor of real numbers", kind(x), TypeError)
+        raise argument_error(
+            name, "be a tensor of real numbers", type_name(x), TypeError
+        )
     if x.dim() != dims or x.numel() == 0:
         rule = f"have {dims} dimension{'s' * (dims > 1)}, none of size 0"
-        raise wrong(name, rule, f"shape {tuple(x.shape)}")
+        raise argument_error(name, rule, f"shape {tuple(x.shape)}")
     if finite and not x.isfinite().all():
-        raise wrong(name, "be finite", x[~x.isfinite()][0].item())
+        raise argument_error(name, "be finite", x[~x.isfinite()][0].item())
     return x.double().tolist()
 
 
@@ -243,17 +181,19 @@ def check_labels(
 ) -> None:
     """Raise unless there is one string for each entry of a dimension."""
     if isinstance(labels, str) or not all(isinstance(x, str) for x in labels):
-        raise wrong(name, "be a list of strings", repr(labels), TypeError)
+        raise argument_error(
+            name, "be a list of strings", repr(labels), TypeError
+        )
     if len(labels) != shape[dim]:
         rule = f"hold {shape[dim]} labels for shape {tuple(shape)}"
-        raise wrong(name, rule, len(labels))
+        raise argument_error(name, rule, len(labels))
 
 
 def check_sizes(least: int = 1, /, **sizes: object) -> None:
     """Raise unless each size is an integer, not below the least."""
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int):
-            raise wrong(name, "be an integer", repr(size), TypeError)
+            raise argument_error(name, "be an integer", repr(size), TypeError)
         if size < least:
             raise ValueError(f"{name}={size} must be at least {least}")
 
@@ -288,7 +228,9 @@ def check_sequence(name: str, x: object, weight: Tensor, size: str) -> None:
     width = weight.shape[1]
     if x.dim() not in (2, 3) or x.shape[-1] != width:
         rule = f"be (L, {width}) or (B, L, {width}), where {size}={width}"
-        raise wrong(name, rule, tuple(x.shape))
+        raise argument_error(name, rule, tuple(x.shape))
     cast = torch.is_autocast_enabled(x.device.type)
     if x.dtype != weight.dtype and not cast:
-        raise wrong(name, f"share the layer's dtype {weight.dtype}", x.dtype)
+        raise argument_error(
+            name, f"share the layer's dtype {weight.dtype}", x.dtype
+        )

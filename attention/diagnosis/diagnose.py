@@ -16,7 +16,7 @@ import torch
 
 from attention.diagnosis.mistakes import WRONG, Wrong
 from attention.diagnosis.probes import FORMS, PROBES, WORDS, Attend, Call, Case
-from attention.validation import kind, wrong
+from attention.validation import argument_error, type_name
 
 # What shows only in a query that sees nothing, which another fault may make.
 ASLEEP = (
@@ -131,7 +131,7 @@ def diagnose(fn: Attend, **fixed: Any) -> Diagnosis:
         True
     """
     if not callable(fn):
-        raise wrong("fn", "be a function", kind(fn), TypeError)
+        raise argument_error("fn", "be a function", type_name(fn), TypeError)
     for word in fixed:
         if word not in (*WORDS, "dtype"):
             known = ", ".join((*WORDS, "dtype"))

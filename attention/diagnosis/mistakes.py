@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from attention.biases import alibi_slopes
 from attention.diagnosis.textbook import Out, Steps
-from attention.functional import share_heads
+from attention.functional import repeat_kv
 from attention.softmax import logsumexp, softmax, softmax_naive
 
 
@@ -256,7 +256,7 @@ _CATALOGUE: dict[
     },
     ("share", BACKWARD): {
         "lets no gradient through keys and values": (
-            lambda a, x: share_heads(x, a.H).detach()
+            lambda a, x: repeat_kv(x, a.H).detach()
         ),
     },
     ("turn", ROTARY): {

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from attention.diagnosis.mistakes import Wrong, right
 from attention.diagnosis.textbook import Steps, as_heads
-from attention.validation import wrong
+from attention.validation import argument_error
 
 # What an attention gives: tensors by name, or the error that it raises.
 Found: TypeAlias = dict[str, Tensor] | Exception
@@ -274,7 +274,7 @@ def _parameters(fn: Attend) -> tuple[int, dict[str, str], set[str]]:
             tensors.append(x.name)
     if not 1 <= len(tensors) <= 3:
         rule = "take query, key, value, and words"
-        raise wrong("fn", rule, ", ".join(tensors) or "nothing")
+        raise argument_error("fn", rule, ", ".join(tensors) or "nothing")
     return len(tensors), names, needed
 
 

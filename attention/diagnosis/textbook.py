@@ -39,10 +39,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attention.biases import alibi_slopes
-from attention.functional import share_heads
+from attention.functional import repeat_kv
 from attention.positions.absolute import frequencies
 from attention.positions.rotary import rotate
-from attention.softmax import logsumexp, softmax, widen
+from attention.softmax import logsumexp, softmax, upcast
 
 Pairing: TypeAlias = Literal["half", "interleaved"]
 Out: TypeAlias = Tensor | tuple[Tensor, Tensor]
@@ -97,13 +97,13 @@ class Steps:
         return tensors
 
     def widen(self, x: Tensor) -> Tensor:
-        return widen(x)
+        return upcast(x)
 
     def split(self, x: Tensor) -> Tensor:
         return x  # (B, H, L, D)
 
     def share(self, x: Tensor) -> Tensor:
-        return share_heads(x, self.H)
+        return repeat_kv(x, self.H)
 
     # Masks: self.q and self.k are positions, (L, 1) and (S,).
     def start(self) -> int:

@@ -15,10 +15,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from attention.masking import ScoreMod
+from attention.masking import AttentionSpec
 
-# query, key, value and the rest -> output, log-sum-exp or None
-Run: TypeAlias = Callable[..., tuple[Tensor, Any]]
+# query, key, value, spec -> output, log-sum-exp or None
+Run: TypeAlias = Callable[
+    [Tensor, Tensor, Tensor, AttentionSpec], tuple[Tensor, Any]
+]
 
 # What a call can ask of a kernel beyond the output itself.
 CAPABILITIES = (
@@ -125,9 +127,10 @@ KERNELS = {
 
 def find(
     name: str,
-    tensors: tuple[Tensor, ...],
-    score_mod: ScoreMod | None,
-    return_lse: bool,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spec: AttentionSpec,
 ) -> Run:
     """The kernel of that name, unless it lacks what the call needs.
 
@@ -139,12 +142,14 @@ def find(
     if name not in KERNELS:
         known = ", ".join(KERNELS)
         raise ValueError(f"kernel={name!r} must be one of {known}")
-    device = tensors[0].device.type
-    learns = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    device = query.device.type
+    learns = torch.is_grad_enabled() and any(
+        x.requires_grad for x in (query, key, value)
+    )
     needs = {
         "tensors on a CPU": device == "cpu" and not interpreted(),
-        "score_mod": score_mod is not None,
-        "return_lse": return_lse,
+        "score_mod": spec.score_mod is not None,
+        "return_lse": spec.return_lse,
         "gradients on a CPU": learns and device == "cpu",
     }
     needed = [capability for capability, need in needs.items() if need]

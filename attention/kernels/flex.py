@@ -19,30 +19,14 @@ from torch.nn.attention.flex_attention import (
     flex_attention,
 )
 
-from attention.masking import (
-    Mask,
-    Offset,
-    ScoreMod,
-    as_tensor,
-    blind,
-    unseen,
-)
+from attention.masking import AttentionSpec, clear_keys, clear_queries
 from attention.masks import shift
-from attention.softmax import widen
+from attention.softmax import upcast
 
 
 # --8<-- [start:flex]
 def flex(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    mask: Mask | None,
-    score_mod: ScoreMod | None,
-    query_offset: Offset,
-    key_offset: Offset,
-    scale: float,
-    return_lse: bool,
+    query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec
 ) -> tuple[Tensor, Tensor | None]:
     """What `reference` computes, by FlexAttention.
 
@@ -51,20 +35,19 @@ def flex(
     many rows and heads as the mod looks at. From any other mask one is made,
     at each call.
     """
-    if 0 in (*query.shape, key.shape[-2]):  # it takes no less
-        lse = widen(query.new_full(query.shape[:3], -math.inf))
+    if 0 in (*query.shape, key.shape[-2]):  # FlexAttention takes no less
+        lse = upcast(query.new_full(query.shape[:3], -math.inf))
         return query.new_zeros(*query.shape[:3], value.shape[-1]), lse
-    offsets = (query_offset, key_offset)
     block_mask = None
+    mask = spec.mask_tensor(query, key)
     if mask is not None:
-        allowed = as_tensor(mask, query, key, offsets)
-        hidden = unseen(allowed, key.shape[1])
-        query = query.masked_fill(blind(allowed), 0)
-        key, value = key.masked_fill(hidden, 0), value.masked_fill(hidden, 0)
-        block_mask = _block_mask(mask, query, key, offsets)
+        query = clear_queries(mask, query)
+        key, value = clear_keys(mask, key), clear_keys(mask, value)
+        block_mask = as_block_mask(query, key, spec)
+    score_mod = spec.score_mod
     if score_mod is not None:
-        score_mod = shift(score_mod, *offsets)
-    if not torch.is_grad_enabled():  # it asks the tensors, not the mode
+        score_mod = shift(score_mod, spec.query_offset, spec.key_offset)
+    if not torch.is_grad_enabled():  # it looks at the tensors, not the mode
         query, key, value = query.detach(), key.detach(), value.detach()
     out, aux = flex_attention(
         query,
@@ -72,11 +55,11 @@ def flex(
         value,
         score_mod=score_mod,
         block_mask=block_mask,
-        scale=scale,
+        scale=spec.scale,
         enable_gqa=query.shape[1] != key.shape[1],
-        return_aux=AuxRequest(lse=return_lse),
+        return_aux=AuxRequest(lse=spec.return_lse),
     )
-    if not torch.compiler.is_compiling():  # it traces no hook
+    if not torch.compiler.is_compiling():  # hooks cannot be traced
         for x in (out, aux.lse):
             if x is not None and x.requires_grad:
                 x.register_hook(_only_once)
@@ -87,36 +70,35 @@ def flex(
 
 
 def _only_once(grad: Tensor) -> None:
-    """Raise where the gradient shall have a gradient: it would be dropped."""
-    if torch.is_grad_enabled():  # as create_graph=True has it
+    """Raise for second derivatives, which FlexAttention would drop."""
+    if torch.is_grad_enabled():  # create_graph=True
         raise NotImplementedError(
             "kernel='flex' cannot do second derivatives; reference can"
         )
 
 
-def _block_mask(
-    mask: Mask, query: Tensor, key: Tensor, offsets: tuple[Offset, Offset]
+def as_block_mask(
+    query: Tensor, key: Tensor, spec: AttentionSpec
 ) -> BlockMask:
-    """The mask as FlexAttention takes it: in blocks, counted from 0."""
-    B, H, L, _ = query.shape
-    S = key.shape[-2]
-    if isinstance(mask, Tensor):
-        full = mask.expand(B, H, L, S)
-
-        def mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-            return full[b, h, q_idx, kv_idx]
-
-        return create_block_mask(mod, B, H, L, S, device=query.device)
-    if isinstance(mask, BlockMask):
-        *rows, n_queries, n_keys = mask.shape
+    """The mask as a BlockMask, in which positions count from 0."""
+    (B, H, L, _), S, mask = query.shape, key.shape[-2], spec.mask
+    starts = spec.query_offset, spec.key_offset
+    if spec.block_mask is not None:
+        *rows, n_queries, n_keys = spec.block_mask.shape
         fits = (n_queries, n_keys) == (L, S) and rows in (
             [B, H],
             [B, 1],
             [1, H],
             [1, 1],
         )
-        if fits and all(type(x) is int and x == 0 for x in offsets):
-            return mask
-        mask = mask.mask_mod
-    moved = shift(mask, *offsets)
-    return create_block_mask(moved, B, H, L, S, device=query.device)
+        if fits and all(type(x) is int and x == 0 for x in starts):
+            return spec.block_mask
+    if isinstance(mask, Tensor):
+        full = mask.expand(B, H, L, S)
+
+        def mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+            return full[b, h, q_idx, kv_idx]
+    else:
+        assert mask is not None
+        mod = shift(mask, *starts)
+    return create_block_mask(mod, B, H, L, S, device=query.device)

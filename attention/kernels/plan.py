@@ -24,7 +24,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import avg_pool2d, pad
 
 from attention.kernels.at_once import at_once
-from attention.masking import Mask, MaskMod, Where, over_pairs
+from attention.masking import Indices, Mask, MaskMod, over_pairs
 
 UNIT = 64  # queries and keys of the smallest tile
 
@@ -191,7 +191,7 @@ class Plan(NamedTuple):
 
 # --8<-- [start:plan]
 def plan(
-    mask: Mask | None, where: Where, max_queries: int, max_keys: int
+    mask: Mask | None, where: Indices, max_queries: int, max_keys: int
 ) -> Plan:
     """Strips of queries, each with the tiles of keys that some of them see.
 
@@ -259,7 +259,7 @@ def _cut(units: list[tuple[int, int]], max_keys: int, S: int) -> list[Tile]:
 
 
 # --8<-- [start:verdicts]
-def verdicts(mask: Mask, where: Where) -> tuple[Tensor, Tensor, bool]:
+def verdicts(mask: Mask, where: Indices) -> tuple[Tensor, Tensor, bool]:
     """Of each unit of queries and keys: is some pair, is every pair visible?
 
     Returns:
@@ -392,7 +392,7 @@ class Hidden(NamedTuple):
 
 def hidden(
     mask: Mask | None,
-    where: Where,
+    where: Indices,
     at_once: bool,
     strip: Strip,
     tile: Tile,

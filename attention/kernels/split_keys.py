@@ -9,17 +9,23 @@ inference" (2023), which our parts and heads follow: a part is one more head.
 """
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
 
-from attention.functional import attention
-from attention.masking import Mask, MaskMod, Offset, ScoreMod
+from attention.functional import as_4d, no_autocast
+from attention.kernels import find
+from attention.masking import (
+    AttentionSpec,
+    Mask,
+    Offset,
+    ScoreMod,
+    attention_spec,
+)
 from attention.softmax import merge
-from attention.validation import check_how, check_sizes, check_tensors
+from attention.validation import check_sizes, check_tensors
 
 
 # --8<-- [start:split_keys]
@@ -72,42 +78,38 @@ def split_keys(
     """
     check_sizes(n_parts=n_parts)
     check_tensors(query=query, key=key, value=value)
-    how = check_how(
-        query, key, mask, score_mod, query_offset, key_offset, scale
+    spec = attention_spec(
+        query, key, mask, score_mod, query_offset, key_offset, scale, True
     )
-    q, k, v = (
-        x if x.dim() == 4 else x[None, None] for x in (query, key, value)
-    )
+    run = find(kernel, query, key, value, spec)
+    q, k, v = as_4d(query), as_4d(key), as_4d(value)
     (_, H, _, _), (_, H_kv, S, _) = q.shape, k.shape
     size = -(-S // n_parts)  # keys of a part
     n, group = S // size if size else 1, H // H_kv
     whole = n * size
 
     # A part is one more head: (B, H_kv, n size, D) as (B, H_kv n, size, D),
-    # and each head of queries asks its n heads of keys.
-    asks = q.unflatten(1, (H_kv, 1, group)).expand(-1, -1, n, -1, -1, -1)
-    parts = [x[:, :, :whole].unflatten(2, (n, size)) for x in (k, v)]
-    out, lse = attention(
-        asks.flatten(1, 3),  # (B, H_kv n g, L, D)
-        *(x.flatten(1, 2) for x in parts),
-        **_of_parts(how, H_kv, group, n, size),
-        kernel=kernel,
-        return_lse=True,
+    # and each query head is repeated for its n parts.
+    q_parts = q.unflatten(1, (H_kv, 1, group)).expand(-1, -1, n, -1, -1, -1)
+    k_parts, v_parts = (
+        x[:, :, :whole].unflatten(2, (n, size)).flatten(1, 2) for x in (k, v)
     )
-    outs, lses = (
-        x.unflatten(1, (H_kv, n, group)).movedim(2, 0).flatten(2, 3)
-        for x in (out, lse)
-    )  # (n, B, H, L, ...)
-    if whole < S:
-        last = [x[:, :, whole:] for x in (k, v)]
-        out, lse = attention(
-            q,
-            *last,
-            **_of_rest(how, whole),
-            kernel=kernel,
-            return_lse=True,
+    with no_autocast(query.device.type):
+        out, lse = run(
+            q_parts.flatten(1, 3),  # (B, H_kv n g, L, D)
+            k_parts,
+            v_parts,
+            _spec_of_parts(spec, H_kv, group, n, size),
         )
-        outs, lses = torch.cat([outs, out[None]]), torch.cat([lses, lse[None]])
+        outs, lses = (
+            x.unflatten(1, (H_kv, n, group)).movedim(2, 0).flatten(2, 3)
+            for x in (out, lse)
+        )  # (n, B, H, L, ...)
+        if whole < S:
+            k_rest, v_rest = k[:, :, whole:], v[:, :, whole:]
+            out, lse = run(q, k_rest, v_rest, _spec_of_rest(spec, whole))
+            outs = torch.cat([outs, out[None]])
+            lses = torch.cat([lses, lse[None]])
     merged, _ = merge(outs, lses)
     return merged.reshape(*query.shape[:-1], value.shape[-1])
 
@@ -115,10 +117,10 @@ def split_keys(
 # --8<-- [end:split_keys]
 
 
-def _of_parts(
-    how: dict[str, Any], H_kv: int, group: int, n: int, size: int
-) -> dict[str, Any]:
-    """The rest of the arguments, for heads that are parts of the keys."""
+def _spec_of_parts(
+    spec: AttentionSpec, H_kv: int, group: int, n: int, size: int
+) -> AttentionSpec:
+    """The same call, for heads that are parts of the keys."""
 
     def in_parts(mod: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def of_part(*args: Tensor) -> Tensor:
@@ -129,33 +131,23 @@ def _of_parts(
 
         return of_part
 
-    mask = how["mask"]
+    mask, score_mod = spec.mask, spec.score_mod
     if isinstance(mask, Tensor):
         whole = -1 if mask.shape[3] > 1 else n * size
         mask = mask.expand(-1, H_kv * group, -1, whole)
         mask = mask[..., : n * size].unflatten(3, (n, size))
         mask = mask.unflatten(1, (H_kv, group)).permute(0, 1, 4, 2, 3, 5)
-        return _with_offsets({**how, "mask": mask.flatten(1, 3)})
-    mods = {"mask": _mod(mask), "score_mod": how["score_mod"]}
-    mods = {name: mod and in_parts(mod) for name, mod in mods.items()}
-    return _with_offsets({**how, **mods})
+        mask = mask.flatten(1, 3)  # (B, H_kv n g, L, size)
+    elif mask is not None:
+        mask = in_parts(mask)
+    score_mod = score_mod and in_parts(score_mod)
+    return replace(spec, mask=mask, score_mod=score_mod, block_mask=None)
 
 
-def _of_rest(how: dict[str, Any], whole: int) -> dict[str, Any]:
-    """The rest of the arguments, for the keys from `whole` on."""
-    mask = how["mask"]
-    if isinstance(mask, Tensor):
-        mask = mask if mask.shape[3] == 1 else mask[..., whole:]
-    start = how["key_offset"] + whole
-    return _with_offsets({**how, "mask": _mod(mask), "key_offset": start})
-
-
-def _mod(mask: Mask | None) -> Tensor | MaskMod | None:
-    return mask.mask_mod if isinstance(mask, BlockMask) else mask
-
-
-def _with_offsets(how: dict[str, Any]) -> dict[str, Any]:
-    """Without the offsets, where nothing has a use for them."""
-    if callable(how["mask"]) or how["score_mod"] is not None:
-        return how
-    return {k: x for k, x in how.items() if not k.endswith("offset")}
+def _spec_of_rest(spec: AttentionSpec, whole: int) -> AttentionSpec:
+    """The same call, for the keys from `whole` on."""
+    mask = spec.mask
+    if isinstance(mask, Tensor) and mask.shape[3] > 1:
+        mask = mask[..., whole:]
+    start = spec.key_offset + whole
+    return replace(spec, mask=mask, key_offset=start, block_mask=None)

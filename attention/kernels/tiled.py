@@ -30,14 +30,14 @@ from attention.kernels.at_once import at_once
 from attention.kernels.captured import NAMED, UNFOUND, captured
 from attention.kernels.plan import Hidden, Plan, Strip, Tile, hidden, plan
 from attention.masking import (
+    Indices,
     Mask,
     Offset,
     ScoreMod,
-    Where,
     over_pairs,
     positions,
 )
-from attention.softmax import widen
+from attention.softmax import upcast
 
 LOG2_E = 1 / math.log(2)
 QUERIES, KEYS, PAIRS = 256, 512, 2**19  # of a tile at most, as measured
@@ -87,7 +87,7 @@ class How:
         """Makes exponents of 2 of scores, which no score_mod must see."""
         return LOG2_E if self.score_mod is None else 1.0
 
-    def changed(self, where: Where, scores: Tensor) -> Tensor:
+    def changed(self, where: Indices, scores: Tensor) -> Tensor:
         """The scores (rows, heads, n, w) after score_mod."""
         assert self.score_mod is not None
         return over_pairs(self.score_mod, *where, scores, at_once=self.at_once)
@@ -117,7 +117,7 @@ def _how(
     if callable(mod) and transformed:
         captured(mod, *pair)
     if score_mod is not None:
-        pair = (widen(query.new_ones(())), *pair)
+        pair = (upcast(query.new_ones(())), *pair)
         if transformed or torch.is_grad_enabled():
             learns = captured(score_mod, *pair)
         how = replace(how, at_once=at_once(score_mod, *pair))
@@ -135,14 +135,14 @@ class Part(NamedTuple):
     heads: slice
     strip: Strip
     hidden: list[Hidden | None]  # of each tile
-    where: Where  # the rows, these heads, the strip's queries, all keys
+    where: Indices  # the rows, these heads, the strip's queries, all keys
     of_keys: list[Tensor]  # (N, S, ...) each
 
     def queries(self, x: Tensor) -> Tensor:
         """This part of a tensor (B, H, L, ...), a view."""
         return x[self.rows, self.heads, self.strip.first : self.strip.last]
 
-    def at(self, tile: Tile) -> Where:
+    def at(self, tile: Tile) -> Indices:
         """The rows, the heads, the strip's queries and the tile's keys."""
         b, h, q_idx, kv_idx = self.where
         return b, h, q_idx, kv_idx[..., tile.first : tile.last]
@@ -187,7 +187,7 @@ def _parts(
     all_kv = positions(key_offset, S, query.device)
     if isinstance(mask, Tensor):
         mask = mask.expand(*mask.shape[:2], L, S)
-    dtype = widen(query.new_empty(0)).dtype
+    dtype = upcast(query.new_empty(0)).dtype
     for row in range(0, B, n_rows):
         rows = slice(row, row + n_rows)
         q, kv = (x[rows] if x.dim() == 2 else x for x in (all_q, all_kv))
@@ -228,7 +228,7 @@ class Scratch:
     """Memory for one tile, which the next one uses again."""
 
     def __init__(self, like: Tensor) -> None:
-        self.memory = widen(like.new_empty(0))
+        self.memory = upcast(like.new_empty(0))
 
     def take(self, *size: int) -> Tensor:
         """A tensor of this size, filled with whatever was there."""
@@ -257,7 +257,7 @@ def _meet(
     more = Scratch(query)
     for tile, gone in zip(part.strip.tiles, part.hidden, strict=True):
         q = query
-        k, v = (widen(x[:, tile.first : tile.last]) for x in part.of_keys[:2])
+        k, v = (upcast(x[:, tile.first : tile.last]) for x in part.of_keys[:2])
         if gone and gone.keys is not None:
             k, v = part.clear(k, gone.keys), part.clear(v, gone.keys)
         if gone and gone.queries is not None:
@@ -288,10 +288,10 @@ def tiled_forward(
 ) -> tuple[Tensor, Tensor]:
     """The output (B, H, L, Dv) and the log-sum-exp (B, H, L)."""
     out = query.new_zeros(*query.shape[:3], value.shape[-1])
-    lse = widen(query[..., :1]).new_full((*query.shape[:3], 1), -math.inf)
+    lse = upcast(query[..., :1]).new_full((*query.shape[:3], 1), -math.inf)
     scratch = Scratch(query)
     for part in _parts(how, query, *at, key, value):
-        q = part.share(widen(part.queries(query)) * (how.scale * how.unit))
+        q = part.share(upcast(part.queries(query)) * (how.scale * how.unit))
         lowest = torch.finfo(q.dtype).min  # not -inf: -inf - -inf is NaN
         largest = q.new_full((*q.shape[:2], 1), lowest)
         total = torch.zeros_like(largest)
@@ -328,14 +328,14 @@ def tiled_backward(
 ) -> list[Tensor]:
     """The gradients of query, key, value and what score_mod captures."""
     leaves = [query, key, value, *learns]
-    wide = [*(widen(x[:0]) for x in leaves[:3]), *learns]
+    wide = [*(upcast(x[:0]) for x in leaves[:3]), *learns]
     grads = [y.new_zeros(x.shape) for x, y in zip(leaves, wide, strict=True)]
     grad_query, *of_keys = grads[:3]
     lse, grad_lse = lse[..., None], grad_lse[..., None]
     scratch, more = Scratch(query), Scratch(query)
     for part in _parts(how, query, *at, key, value, *of_keys):
-        q = part.share(widen(part.queries(query)) * (how.scale * how.unit))
-        grad = part.share(widen(part.queries(grad_out)))
+        q = part.share(upcast(part.queries(query)) * (how.scale * how.unit))
+        grad = part.share(upcast(part.queries(grad_out)))
         level = part.share(part.queries(lse) * LOG2_E)
         level = level.masked_fill(level == -math.inf, 0)  # sees nothing
         delta = grad * part.share(part.queries(out))

@@ -29,7 +29,7 @@ from torch import Tensor
 from attention.kernels import interpreted, refusal
 from attention.kernels.runs import runs
 from attention.masking import Mask, Offset
-from attention.softmax import widen
+from attention.softmax import upcast
 
 if interpreted() and isinstance(tl.max, triton.JITFunction):
     raise ImportError(
@@ -413,7 +413,7 @@ def triton_tiled(
     if max(query.shape[-1], value.shape[-1]) > WIDEST:
         raise refusal("triton", "heads wider than 128")
     if 0 in (*query.shape[:3], key.shape[2]):  # there is nothing to run
-        lse = widen(query.new_full(query.shape[:3], -math.inf))
+        lse = upcast(query.new_full(query.shape[:3], -math.inf))
         return query.new_zeros(*query.shape[:3], value.shape[-1]), lse
     try:
         seen = runs(mask, query, key, query_offset, key_offset)
@@ -499,7 +499,7 @@ class _Triton(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """The output (B, H, L, Dv) and the log-sum-exp (B, H, L)."""
         out = query.new_empty(*query.shape[:3], value.shape[-1])
-        lse = widen(query[:0]).new_empty(query.shape[:3])
+        lse = upcast(query[:0]).new_empty(query.shape[:3])
         tensors = [query, key, value, first, last, out, lse]
         _launch(forward, tensors, query, value, scale)
         return out, lse

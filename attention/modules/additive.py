@@ -16,14 +16,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attention.masking import Mask, Offset, as_tensor
-from attention.softmax import softmax, widen
+from attention.masking import (
+    Mask,
+    Offset,
+    attention_spec,
+    clear_keys,
+    clear_queries,
+)
+from attention.softmax import softmax, upcast
 from attention.validation import (
+    argument_error,
     check_floating,
-    check_how,
     check_sequence,
     check_sizes,
-    wrong,
 )
 
 
@@ -88,14 +93,14 @@ class AdditiveAttention(nn.Module):
         check_floating("value", value)
         if value.shape[:-1] != key.shape[:-1]:
             rule = f"have one row for each row of key {tuple(key.shape)}"
-            raise wrong("value", rule, tuple(value.shape))
+            raise argument_error("value", rule, tuple(value.shape))
         cast = torch.is_autocast_enabled(value.device.type)
         if value.dtype != query.dtype and not cast:
             rule = f"share the dtype of query, {query.dtype}"
-            raise wrong("value", rule, value.dtype)
+            raise argument_error("value", rule, value.dtype)
         hidden = ~weights.any(-2)[..., None]  # (B, S, 1); 0 * NaN is NaN
         with torch.autocast(value.device.type, enabled=False):
-            out = weights @ widen(value.masked_fill(hidden, 0))
+            out = weights @ upcast(value.masked_fill(hidden, 0))
         return out.to(value.dtype)  # (B, L, Dv)
 
     def weights(
@@ -112,12 +117,14 @@ class AdditiveAttention(nn.Module):
         check_sequence("key", key, self.key.weight, "d_key")
         if query.shape[:-2] != key.shape[:-2]:
             got = f"{tuple(query.shape)} and {tuple(key.shape)}"
-            raise wrong("query and key", "have the same batch size B", got)
+            raise argument_error(
+                "query and key", "have the same batch size B", got
+            )
         # (B, 1, L, d_query) and (B, 1, S, d_key): one head, as masks want it
         q, k = (
             x[:, None] if x.dim() == 3 else x[None, None] for x in (query, key)
         )
-        how = check_how(
+        spec = attention_spec(
             query if query.dim() == 2 else q,
             key if key.dim() == 2 else k,
             mask,
@@ -126,16 +133,14 @@ class AdditiveAttention(nn.Module):
             key_offset,
             None,
         )
-        if mask is not None:
-            offsets = (how["query_offset"], how["key_offset"])
-            seen = as_tensor(how["mask"], q, k, offsets)  # (B, 1, L, S)
-            k = k.masked_fill(~seen.any(-2)[..., None], 0)
-            q = q.masked_fill(~seen.any(-1, keepdim=True), 0)
+        seen = spec.mask_tensor(q, k)  # (B, 1, L, S)
+        if seen is not None:
+            q, k = clear_queries(seen, q), clear_keys(seen, k)
         pairs = self.query(q)[..., :, None, :] + self.key(k)[..., None, :, :]
         scores = self.score(torch.tanh(pairs))[..., 0]  # (B, 1, L, S)
-        if mask is not None:
+        if seen is not None:
             scores = scores.masked_fill(~seen, -math.inf)
-        weights = softmax(widen(scores))
+        weights = softmax(upcast(scores))
         return weights.reshape(*query.shape[:-1], key.shape[-2])
 
 

@@ -16,19 +16,17 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import dropout
 
-from attention.functional import attention, attention_weights, share_heads
-from attention.masking import Mask, Offset, ScoreMod
+from attention.functional import attention, attention_weights, repeat_kv
+from attention.masking import Mask, Offset, ScoreMod, check_offset, clear_keys
 from attention.positions.rotary import RotaryEmbedding
 from attention.validation import (
+    argument_error,
     check_divides,
-    check_offset,
     check_sequence,
     check_tensors,
-    kind,
-    wrong,
+    type_name,
 )
 
 
@@ -82,7 +80,9 @@ class MultiHeadAttention(nn.Module):
         check_divides(d_model=d_model, n_heads=n_heads)
         check_divides(n_heads=n_heads, n_kv_heads=n_kv_heads)
         if isinstance(dropout, bool) or not isinstance(dropout, (float, int)):
-            raise wrong("dropout", "be a number", repr(dropout), TypeError)
+            raise argument_error(
+                "dropout", "be a number", repr(dropout), TypeError
+            )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout} must be from 0 to below 1")
         self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
@@ -132,32 +132,31 @@ class MultiHeadAttention(nn.Module):
             check_sequence(name, x, self.query.weight, "d_model")
         if len({x.dim() for x in tokens.values()}) > 1:
             got = {name: tuple(x.shape) for name, x in tokens.items()}
-            raise wrong("query, key, value", "all have a batch, or none", got)
+            raise argument_error(
+                "query, key, value", "all have a batch, or none", got
+            )
         q = self._split(self.query(query))  # (B, H, L, D)
         k, v = self._split(self.key(key)), self._split(self.value(value))
-        how: dict[str, Any] = {
+        if self.rotary is not None:
+            query_offset = check_offset(
+                "query_offset", query_offset, q, k, True
+            )
+            key_offset = check_offset("key_offset", key_offset, q, k, True)
+            q = self.rotary(q, offset=query_offset)
+            k = self.rotary(k, offset=key_offset)
+        options: dict[str, Any] = {
             "mask": mask,
             "score_mod": score_mod,
             "query_offset": query_offset,
             "key_offset": key_offset,
         }
-        if self.rotary is not None:
-            has_mod = score_mod is not None or callable(mask)
-            has_mod = has_mod or isinstance(mask, BlockMask)
-            q_start = check_offset("query_offset", query_offset, q, k, True)
-            k_start = check_offset("key_offset", key_offset, q, k, True)
-            q = self.rotary(q, offset=q_start)
-            k = self.rotary(k, offset=k_start)
-            if not has_mod:  # nothing else has a use for them
-                how.update(query_offset=None, key_offset=None)
         if self.training and self.dropout:
             check_tensors(query=q, key=k, value=v)
-            weights = attention_weights(q, k, **how)  # (B, H, L, S)
-            v = share_heads(v, self.n_heads)
-            v = v.masked_fill(~weights.any(-2)[..., None], 0)  # hidden NaN
+            weights = attention_weights(q, k, **options)  # (B, H, L, S)
+            v = clear_keys(weights != 0, repeat_kv(v, self.n_heads))
             heads: Tensor = dropout(weights, self.dropout).to(v.dtype) @ v
         else:
-            heads = attention(q, k, v, **how)  # (B, H, L, D)
+            heads = attention(q, k, v, **options)  # (B, H, L, D)
         merged = heads.transpose(1, 2).flatten(2)  # (B, L, d_model)
         out: Tensor = self.out(merged if query.dim() == 3 else merged[0])
         return out
@@ -176,6 +175,6 @@ def _check_rotary(rotary: object, head_dim: int) -> None:
     """Raise unless rotary turns heads of this size."""
     rule = f"be a RotaryEmbedding of head_dim={head_dim}"
     if not isinstance(rotary, RotaryEmbedding):
-        raise wrong("rotary", rule, kind(rotary), TypeError)
+        raise argument_error("rotary", rule, type_name(rotary), TypeError)
     if rotary.head_dim != head_dim:
-        raise wrong("rotary", rule, rotary.head_dim)
+        raise argument_error("rotary", rule, rotary.head_dim)

@@ -24,7 +24,7 @@ from attention.pictures.canvas import (
     vector,
     width_of,
 )
-from attention.validation import check_labels, check_numbers, wrong
+from attention.validation import argument_error, check_labels, check_numbers
 
 __all__ = ["Figure", "heatmap", "vectors", "weighted_sum"]
 
@@ -227,9 +227,9 @@ def weighted_sum(
     check_labels("labels", labels, values.shape, 0)
     if len(shares) != len(table):
         rule = f"hold one for each row of values {tuple(values.shape)}"
-        raise wrong("weights", rule, len(shares))
+        raise argument_error("weights", rule, len(shares))
     if min(shares) < 0:
-        raise wrong("weights", "be at least 0", f"{min(shares):g}")
+        raise argument_error("weights", "be at least 0", f"{min(shares):g}")
     result = [math.fsum(map(mul, shares, x)) for x in zip(*table, strict=True)]
     entries = [*chain(*table), *result]
     extent = min(entries), max(entries)

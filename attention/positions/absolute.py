@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from attention.masking import Offset, positions
 from attention.validation import (
+    argument_error,
     check_even,
     check_number,
     check_sequence,
     check_sizes,
     check_start,
-    kind,
-    wrong,
+    type_name,
 )
 
 
@@ -65,7 +65,9 @@ def sinusoidal(
         or positions.dtype == torch.bool
     ):
         rule = "be a tensor of real numbers"
-        raise wrong("positions", rule, kind(positions), TypeError)
+        raise argument_error(
+            "positions", rule, type_name(positions), TypeError
+        )
     hands = frequencies("d_model", d_model, base).to(positions.device)
     angles = positions.double()[..., None] * hands  # (*n, d_model / 2)
     codes = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
@@ -132,7 +134,7 @@ class LearnedPositions(nn.Module):
             outside = rows[(rows < 0) | (rows > last)]
             if outside.numel():
                 rule = f"be from 0 to {last}, the table's rows"
-                raise wrong("positions", rule, int(outside[0]))
+                raise argument_error("positions", rule, int(outside[0]))
         out: Tensor = x + self.table(rows)
         return out
 

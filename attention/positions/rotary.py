@@ -23,16 +23,16 @@ from torch import Tensor, nn
 
 from attention.masking import Offset, positions
 from attention.positions.absolute import frequencies
-from attention.softmax import widen
+from attention.softmax import upcast
 from attention.validation import (
+    argument_error,
     check_even,
     check_floating,
     check_number,
     check_sizes,
     check_start,
-    kind,
     shapes,
-    wrong,
+    type_name,
 )
 
 Pairing: TypeAlias = Literal["interleaved", "half"]
@@ -85,15 +85,17 @@ def rotate(
         check_floating(name, t)
     check_pairing(pairing)
     if x.dim() == 0:
-        raise wrong("x", "have at least one dimension", "shape ()")
+        raise argument_error("x", "have at least one dimension", "shape ()")
     R = 2 * cos.shape[-1] if cos.dim() else 0
     if cos.shape != sin.shape or not 0 < R <= x.shape[-1]:
         rule = "share one shape (..., L, R / 2), R from 2 to D"
-        raise wrong("cos and sin", rule, shapes({"cos": cos, "sin": sin}))
+        raise argument_error(
+            "cos and sin", rule, shapes({"cos": cos, "sin": sin})
+        )
     if not _fits(cos.shape[:-1], x.shape[:-1]):
         rule = f"broadcast to x, {tuple(x.shape)}, but for its last dimension"
-        raise wrong("cos and sin", rule, tuple(cos.shape))
-    wide = widen(x[..., :R])
+        raise argument_error("cos and sin", rule, tuple(cos.shape))
+    wide = upcast(x[..., :R])
     if pairing == "interleaved":
         a, b = wide.unflatten(-1, (-1, 2)).unbind(-1)  # (..., L, R / 2)
     else:
@@ -222,7 +224,7 @@ class RotaryEmbedding(nn.Module):
         D = self.head_dim
         if x.dim() not in (2, 4) or x.shape[-1] != D:
             rule = f"be (L, {D}) or (B, H, L, {D}), where head_dim={D}"
-            raise wrong("x", rule, tuple(x.shape))
+            raise argument_error("x", rule, tuple(x.shape))
         start = check_start("offset", offset, x)
         where = positions(start, x.shape[-2], x.device)  # (L,) or (B, L)
         hands = self.frequencies.to(x.device)
@@ -421,7 +423,9 @@ def stretch_llama3(
 def check_pairing(pairing: Pairing) -> Pairing:
     """Raise unless pairing is one of the two words; return it."""
     if pairing not in ("interleaved", "half"):
-        raise wrong("pairing", "be 'interleaved' or 'half'", repr(pairing))
+        raise argument_error(
+            "pairing", "be 'interleaved' or 'half'", repr(pairing)
+        )
     return pairing
 
 
@@ -442,15 +446,19 @@ def _rotary_dim(head_dim: int, rotary_dim: int | None) -> int:
 def _stretched(stretch: object, old: Tensor) -> tuple[Tensor, float]:
     """What a rule makes of the frequencies, once that is checked."""
     if not callable(stretch):
-        raise wrong("stretch", "be a function", kind(stretch), TypeError)
+        raise argument_error(
+            "stretch", "be a function", type_name(stretch), TypeError
+        )
     made = stretch(old)
     fits = isinstance(made, tuple) and len(made) == 2
     if not fits or not isinstance(made[0], Tensor):
         rule = "return new frequencies and a factor"
-        raise wrong("stretch", rule, kind(made), TypeError)
+        raise argument_error("stretch", rule, type_name(made), TypeError)
     if made[0].shape != old.shape or not made[0].is_floating_point():
         rule = f"return frequencies {tuple(old.shape)}"
-        raise wrong("stretch", rule, f"{made[0].dtype} {tuple(made[0].shape)}")
+        raise argument_error(
+            "stretch", rule, f"{made[0].dtype} {tuple(made[0].shape)}"
+        )
     return made[0], check_number("stretch's factor", made[1])
 
 
@@ -458,7 +466,9 @@ def _spread(frequencies: Tensor) -> Tensor:
     """Numbers from 0 to 1, one for each pair."""
     n = len(frequencies)
     if n < 2:
-        raise wrong("frequencies", "be two or more to be stretched so", n)
+        raise argument_error(
+            "frequencies", "be two or more to be stretched so", n
+        )
     device = frequencies.device
     index = torch.arange(n, dtype=frequencies.dtype, device=device)
     return index / (n - 1)

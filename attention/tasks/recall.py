@@ -20,7 +20,7 @@ from jaxtyping import Float, Integer
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy, layer_norm
 
-from attention.validation import check_sizes, wrong
+from attention.validation import argument_error, check_sizes
 
 
 # --8<-- [start:recall_batch]
@@ -111,13 +111,13 @@ def train_recall(
     check_sizes(steps=steps, n_layers=n_layers, d_model=d_model)
     if isinstance(layer, nn.Module) or not callable(layer):
         rule = "be a function that makes a module"
-        raise wrong("layer", rule, type(layer).__name__, TypeError)
+        raise argument_error("layer", rule, type(layer).__name__, TypeError)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         layers = [layer() for _ in range(n_layers)]
         if not all(isinstance(made, nn.Module) for made in layers):
             got = [type(made).__name__ for made in layers]
-            raise wrong("layer", "make a module", got, TypeError)
+            raise argument_error("layer", "make a module", got, TypeError)
         model = _Model(layers, d_model, places)
         learned = list(model.parameters())
         optimizer = torch.optim.Adam(learned, lr=3e-3) if learned else None
@@ -158,7 +158,7 @@ class _Model(nn.Module):
             out = layer(layer_norm(x, x.shape[-1:]))
             if out.shape != x.shape:
                 rule = f"keep the shape {tuple(x.shape)}"
-                raise wrong("layer", rule, tuple(out.shape))
+                raise argument_error("layer", rule, tuple(out.shape))
             x = x + out
         said: Tensor = x[:, -1] @ self.answers.T / x.shape[-1] ** 0.5
         return said
