@@ -78,6 +78,12 @@ def _first(a: TextbookAttention) -> int:
     return a.query_offset or 0
 
 
+def _rotated(
+    a: TextbookAttention, q: Tensor, k: Tensor, v: Tensor, **how: Any
+) -> tuple[Tensor, ...]:
+    return a.rotate_one(q, _first(a), **how), a.rotate_one(k, **how), v
+
+
 def _rotate_unsplit(a: TextbookAttention, x: Tensor, first: int) -> Tensor:
     joined = x.transpose(1, 2)  # (B, L, H, D)
     rotated = a.rotate_one(joined.flatten(2), first)  # (B, L, H * D)
@@ -280,17 +286,9 @@ _CATALOGUE: dict[
                 v,
             )
         ),
-        "pairs the numbers the other way": lambda a, q, k, v: (
-            a.rotate_one(q, _first(a), other=True),
-            a.rotate_one(k, other=True),
-            v,
-        ),
+        "pairs the numbers the other way": partial(_rotated, other=True),
         "turns the values too": (
-            lambda a, q, k, v: (
-                a.rotate_one(q, _first(a)),
-                a.rotate_one(k),
-                a.rotate_one(v),
-            )
+            lambda a, q, k, v: _rotated(a, q, k, a.rotate_one(v))
         ),
         "turns the queries and not the keys": (
             lambda a, q, k, v: (a.rotate_one(q, _first(a)), k, v)
@@ -305,17 +303,9 @@ _CATALOGUE: dict[
                 v,
             )
         ),
-        "turns backwards": lambda a, q, k, v: (
-            a.rotate_one(q, _first(a), sign=-1),
-            a.rotate_one(k, sign=-1),
-            v,
-        ),
+        "turns backwards": partial(_rotated, sign=-1),
         "turns pair i by base^(-i / D), not base^(-2i / D)": (
-            lambda a, q, k, v: (
-                a.rotate_one(q, _first(a), base=100.0),
-                a.rotate_one(k, base=100.0),
-                v,
-            )
+            partial(_rotated, base=100.0)
         ),
     },
     ("apply_softcap", BIASES): {
@@ -380,13 +370,9 @@ _CATALOGUE: dict[
     },
 }
 CHAPTER_OF = {
-    "mask": MASKS,
-    "causal": MASKS,
-    "window": MASKS,
-    "lengths": MASKS,
+    **dict.fromkeys(("mask", "causal", "window", "lengths"), MASKS),
     "scale": SCALING,
-    "softcap": BIASES,
-    "alibi": BIASES,
+    **dict.fromkeys(("softcap", "alibi"), BIASES),
     "rotary": ROTARY,
     "dropout": HEADS,
     "query_offset": MASKS,
