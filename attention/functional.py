@@ -56,10 +56,11 @@ def reference(
         the log-sum-exp (B, H, L) in float32 or wider, else None.
     """
     scores, mask = final_scores(query, key, spec)
+    value = repeat_kv(value, query.shape[1])  # (B, H, S, Dv)
     if mask is not None:
         value = clear_keys(mask, value)
     weights = softmax(scores)  # (B, H, L, S)
-    out = weights @ upcast(repeat_kv(value, query.shape[1]))  # (B, H, L, Dv)
+    out = weights @ upcast(value)  # (B, H, L, Dv)
     lse = logsumexp(scores) if spec.return_lse else None
     return out.to(query.dtype), lse
 
@@ -68,10 +69,10 @@ def final_scores(
     query: Tensor, key: Tensor, spec: AttentionSpec
 ) -> tuple[Tensor, Tensor | None]:
     """The scores (B, H, L, S) that the softmax gets, and the mask."""
+    key = repeat_kv(key, query.shape[1])  # (B, H, S, D)
     mask = spec.mask_tensor(query, key)  # (B, H, L, S), each 1 or full
     if mask is not None:
         query, key = clear_queries(mask, query), clear_keys(mask, key)
-    key = repeat_kv(key, query.shape[1])  # (B, H, S, D)
     scores = upcast(query) @ upcast(key).mT * spec.scale
     scores = spec.modified(scores, query, key)
     if mask is not None:
