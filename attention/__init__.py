@@ -37,10 +37,12 @@ from attention.positions.rotary import (
     RotaryEmbedding,
     pairing_permutation,
     rotate,
-    stretch_linear,
-    stretch_llama3,
-    stretch_ntk,
-    stretch_yarn,
+)
+from attention.positions.scaling import (
+    rope_scaling_linear,
+    rope_scaling_llama3,
+    rope_scaling_ntk,
+    rope_scaling_yarn,
 )
 from attention.softmax import (
     logsumexp,
@@ -77,6 +79,10 @@ __all__ = [
     "pairing_permutation",
     "prefix_lm",
     "recall_batch",
+    "rope_scaling_linear",
+    "rope_scaling_llama3",
+    "rope_scaling_ntk",
+    "rope_scaling_yarn",
     "rotate",
     "shift",
     "sinusoidal",
@@ -85,10 +91,6 @@ __all__ = [
     "softmax",
     "softmax_naive",
     "split_keys",
-    "stretch_linear",
-    "stretch_llama3",
-    "stretch_ntk",
-    "stretch_yarn",
     "t5_buckets",
     "train_recall",
     "vectors",

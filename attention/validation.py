@@ -7,8 +7,6 @@ a check returns is the argument as the code behind the check takes it.
 
 import math
 import sys
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -158,35 +156,6 @@ def check_number(
     if not above < x <= sys.float_info.max:
         raise ValueError(f"{name}={x} must be finite and above {above}")
     return float(x)
-
-
-def check_numbers(
-    name: str, x: object, dims: int, *, finite: bool = False
-) -> Any:
-    """Raise unless x has entries to draw; return them as nested lists."""
-    if not isinstance(x, Tensor) or x.is_complex():
-        raise argument_error(
-            name, "be a tensor of real numbers", type_name(x), TypeError
-        )
-    if x.dim() != dims or x.numel() == 0:
-        rule = f"have {dims} dimension{'s' * (dims > 1)}, none of size 0"
-        raise argument_error(name, rule, f"shape {tuple(x.shape)}")
-    if finite and not x.isfinite().all():
-        raise argument_error(name, "be finite", x[~x.isfinite()][0].item())
-    return x.double().tolist()
-
-
-def check_labels(
-    name: str, labels: Sequence[str], shape: torch.Size, dim: int
-) -> None:
-    """Raise unless there is one string for each entry of a dimension."""
-    if isinstance(labels, str) or not all(isinstance(x, str) for x in labels):
-        raise argument_error(
-            name, "be a list of strings", repr(labels), TypeError
-        )
-    if len(labels) != shape[dim]:
-        rule = f"hold {shape[dim]} labels for shape {tuple(shape)}"
-        raise argument_error(name, rule, len(labels))
 
 
 def check_sizes(least: int = 1, /, **sizes: object) -> None:

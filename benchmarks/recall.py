@@ -68,12 +68,12 @@ class CausalHeads(MultiHeadAttention):
 
 
 def rotary() -> nn.Module:
-    """Two causal heads that are turned by their places."""
+    """Two causal heads with rotary positions."""
     turn = RotaryEmbedding(D_MODEL // 2, pairing="half")
     return CausalHeads(D_MODEL, 2, rotary=turn)
 
 
-# Those whose name begins with "no places" are trained without vectors for the places.
+# Layers whose name begins with "no positions" are trained without position vectors.
 # name: chapter, what makes a layer, numbers that a cache would keep for a token
 LAYERS: dict[str, tuple[int, Callable[[], nn.Module], int]] = {
     "one head": (3, lambda: SelfAttention(D_MODEL, D_MODEL), 2 * D_MODEL),
@@ -85,11 +85,11 @@ LAYERS: dict[str, tuple[int, Callable[[], nn.Module], int]] = {
     "2 heads, causal": (6, lambda: CausalHeads(D_MODEL, 2), 2 * D_MODEL),
     "4 heads, causal": (6, lambda: CausalHeads(D_MODEL, 4), 2 * D_MODEL),
     "64 heads, causal": (6, lambda: CausalHeads(D_MODEL, 64), 2 * D_MODEL),
-    "no places": (9, lambda: MultiHeadAttention(D_MODEL, 2), 2 * D_MODEL),
-    "no places, causal": (9, lambda: CausalHeads(D_MODEL, 2), 2 * D_MODEL),
-    "no places, rotary": (11, rotary, 2 * D_MODEL),
-    "no places, T5": (12, lambda: CausalHeads(D_MODEL, 2, bias=T5Bias(2)), 2 * D_MODEL),
-    "no places, ALiBi": (12, lambda: CausalHeads(D_MODEL, 2, bias=alibi(2)), 2 * D_MODEL),
+    "no positions": (9, lambda: MultiHeadAttention(D_MODEL, 2), 2 * D_MODEL),
+    "no positions, causal": (9, lambda: CausalHeads(D_MODEL, 2), 2 * D_MODEL),
+    "no positions, rotary": (11, rotary, 2 * D_MODEL),
+    "no positions, T5": (12, lambda: CausalHeads(D_MODEL, 2, bias=T5Bias(2)), 2 * D_MODEL),
+    "no positions, ALiBi": (12, lambda: CausalHeads(D_MODEL, 2, bias=alibi(2)), 2 * D_MODEL),
 }
 
 
@@ -98,7 +98,7 @@ def measure(name: str) -> dict[str, object]:
     chapter, make, kept = LAYERS[name]
     accuracy, lowest = {}, {}
     for steps in STEPS:
-        how: dict[str, Any] = {"steps": steps, "places": not name.startswith("no places")}
+        how: dict[str, Any] = {"steps": steps, "positional": not name.startswith("no positions")}
         runs = [train_recall(make, seed=seed, **how) for seed in range(SEEDS)]
         accuracy[str(steps)] = round(median(runs), 4)
         lowest[str(steps)] = round(min(runs), 4)

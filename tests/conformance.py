@@ -557,14 +557,14 @@ def check(case: Case, kernel: str) -> dict[str, str]:
 
 
 def killed() -> dict[str, str | None]:
-    """For each wrong attention the first case, in words, that it fails."""
-    from attention.diagnosis.mistakes import WRONG
-    from tests.words import said
+    """For each known mistake the first case of tests.words that it fails."""
+    from attention.diagnosis.mistakes import MISTAKES
+    from tests.words import word_cases
 
-    told = list(said())
+    known = list(word_cases())
     return {
-        name: next((case.name for case in told if case.wrong(wrong)), None)
-        for name, wrong in WRONG.items()
+        name: next((case.name for case in known if case.failure(mistake)), None)
+        for name, mistake in MISTAKES.items()
     }
 
 

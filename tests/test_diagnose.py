@@ -1,4 +1,4 @@
-"""Each wrong attention is recognised by what it does, and a right one is left alone."""
+"""Each known mistake is recognised by its results, and correct attention agrees."""
 
 import importlib
 import inspect
@@ -23,11 +23,11 @@ from attention import (
     padding,
     sliding_window,
     softcap,
-    steps,
 )
+from attention.diagnosis import textbook as textbook_module
 from attention.diagnosis.diagnose import diagnose
-from attention.diagnosis.mistakes import WRONG, Wrong, right
-from attention.diagnosis.probes import PROBES, WORDS, Call, Case
+from attention.diagnosis.mistakes import MISTAKES, Mistake, textbook_attention
+from attention.diagnosis.probes import OPTIONS, PROBES, Call, Case
 from snippets import page
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -36,17 +36,17 @@ DOCS = Path(__file__).parents[1] / "docs"
 @pytest.fixture(autouse=True, scope="module")
 def _once():
     """What one or two known mistakes do in a probe is computed once, and not once a diagnosis."""
-    known, behaviour = {}, Case.behaviour
+    known, result_with = {}, Case.result_with
 
-    def remembered(case: Case, faults: tuple[Wrong, ...]) -> Any:
+    def cached(case: Case, mistakes: tuple[Mistake, ...]) -> Any:
         call = case.call
-        key = (case.probe.name, case.form, call.n_tensors, repr(call.fixed), faults)
+        key = (case.probe.name, case.form, call.n_tensors, repr(call.fixed), mistakes)
         if key not in known:
-            known[key] = behaviour(case, faults)
+            known[key] = result_with(case, mistakes)
         return known[key]
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Case, "behaviour", remembered)
+        patched.setattr(Case, "result_with", cached)
         yield
 
 
@@ -126,13 +126,13 @@ def plain(query, key, value):
     return textbook(query, key, value)
 
 
-# --- the wrong ones ------------------------------------------------------------------------------
+# --- mistakes ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_each_wrong_attention_is_named_and_no_other(name: str) -> None:
-    found = diagnose(WRONG[name], dtype=torch.float16)
-    assert (found.faults, found.instead, found.agrees) == ((name,), (), False)
+@pytest.mark.parametrize("name", MISTAKES)
+def test_each_mistake_is_named_and_no_other(name: str) -> None:
+    found = diagnose(MISTAKES[name], dtype=torch.float16)
+    assert (found.mistakes, found.alternatives, found.agrees) == ((name,), (), False)
 
 
 MATRICES = {  # with one head and no batch these are right
@@ -166,106 +166,108 @@ SAME_IN_MATRICES = {
         name
         if name in (*MATRICES, *SAME_IN_MATRICES) or n % 9 == 0
         else pytest.param(name, marks=pytest.mark.exhaustive)
-        for n, name in enumerate(WRONG)
+        for n, name in enumerate(MISTAKES)
     ],
 )
-def test_a_function_of_matrices_is_known_as_far_as_it_goes(name: str) -> None:
+def test_a_function_of_matrices_is_diagnosed_where_matrices_can_show(name: str) -> None:
     def matrices(query: Tensor, key: Tensor, value: Tensor, **words: Any) -> Any:
         if query.dim() != 2:
             raise ValueError("matrices, please")
-        return WRONG[name](query, key, value, **words)
+        return MISTAKES[name](query, key, value, **words)
 
     found = diagnose(matrices, dtype=torch.float16)
     if name in MATRICES:
         assert found.agrees
     else:
         first = SAME_IN_MATRICES.get(name, name)
-        assert found.faults == (first,)
-        assert {name} <= {first, *(way[0] for way in found.instead)}
-        assert len(found.instead) == (first in SAME_IN_MATRICES.values())
+        assert found.mistakes == (first,)
+        assert {name} <= {first, *(way[0] for way in found.alternatives)}
+        assert len(found.alternatives) == (first in SAME_IN_MATRICES.values())
 
 
 @pytest.mark.parametrize("n", [4, pytest.param(12, marks=pytest.mark.exhaustive)])
 def test_two_mistakes_are_named_together_unless_one_hides_the_other(n: int) -> None:
     draw, named = random.Random(3), 0
     for _ in range(n):
-        pair = draw.sample(list(WRONG), 2)
-        wrongs = tuple(WRONG[name] for name in pair)
-        found = diagnose(partial(right, wrongs=wrongs))
-        named += set(found.faults) == set(pair)
+        pair = draw.sample(list(MISTAKES), 2)
+        mistakes = tuple(MISTAKES[name] for name in pair)
+        found = diagnose(partial(textbook_attention, mistakes=mistakes))
+        named += set(found.mistakes) == set(pair)
         # whatever is named, it is enough to do the same in every probe
-        if found.faults:
-            call = Call(partial(right, wrongs=wrongs), {})
-            cases = [Case(p, call) for p in PROBES if not call.cannot(p)]
-            faults = tuple(WRONG[name] for name in found.faults)
-            tried = [case for case in cases if isinstance(case.found, dict)]
-            assert all(case.shows(faults) for case in tried if case.probe.name in found.probes)
+        if found.mistakes:
+            call = Call(partial(textbook_attention, mistakes=mistakes), {})
+            cases = [Case(p, call) for p in PROBES if not call.unsupported(p)]
+            faults = tuple(MISTAKES[name] for name in found.mistakes)
+            tried = [case for case in cases if isinstance(case.result, dict)]
+            assert all(
+                case.explained_by(faults) for case in tried if case.probe.name in found.probes
+            )
     assert named >= 0.8 * n
 
 
-def test_nothing_is_named_that_does_not_do_the_same() -> None:
+def test_an_unknown_mistake_is_not_named() -> None:
     def silent(query, key, value):
         return torch.zeros_like(value.sum(-2, keepdim=True).expand(*query.shape[:-1], -1))
 
     found = diagnose(silent)
-    assert not found.agrees and found.faults == found.instead == ()
+    assert not found.agrees and found.mistakes == found.alternatives == ()
     assert "as none of the known mistakes does" in str(found)
     assert "First, in the probe “plain”: out differs in every row, by up to" in str(found)
 
 
-# --- the right ones ------------------------------------------------------------------------------
+# --- correct attention ---------------------------------------------------------------------------
 
 
-def test_the_steps_do_what_the_package_does_in_every_probe() -> None:
+def test_the_textbook_agrees_with_the_package_in_every_probe() -> None:
     found = diagnose(package)
     assert found.agrees, found
     assert set(found.untried) == {"16 bits", "dropout"}
 
 
-def test_the_steps_agree_with_themselves_in_every_probe() -> None:
-    found = diagnose(right, dtype=torch.bfloat16)
+def test_the_textbook_agrees_with_itself_in_every_probe() -> None:
+    found = diagnose(textbook_attention, dtype=torch.bfloat16)
     assert found.agrees and not found.untried
 
 
 @pytest.mark.parametrize("pairing", ["half", "interleaved"])
-def test_a_fixed_word_holds_in_every_probe(pairing: Any) -> None:
+def test_a_fixed_option_holds_in_every_probe(pairing: Any) -> None:
     found = diagnose(lambda q, k, v: package(q, k, v, rotary=pairing), rotary=pairing)
     assert found.agrees and f"rotary ({pairing})" in found.probes
     other = diagnose(lambda q, k, v: package(q, k, v, rotary=pairing))
     assert not other.agrees
     crossed = {"half": "interleaved", "interleaved": "half"}[pairing]
     found = diagnose(lambda q, k, v: package(q, k, v, rotary=pairing), rotary=crossed)
-    assert found.faults == ("pairs the numbers the other way",)
+    assert found.mistakes == ("pairs the numbers the other way",)
 
 
-def test_a_textbook_function_agrees_until_something_is_hidden_from_all() -> None:
+def test_a_textbook_function_agrees_until_a_row_is_fully_masked() -> None:
     assert diagnose(plain).agrees
     assert diagnose(lambda q, k, v: textbook(q, k, v, causal=True), causal=True).agrees
-    assert diagnose(textbook).faults == (
+    assert diagnose(textbook).mistakes == (
         "gives NaN to a query that sees nothing",
         "multiplies hidden values by 0, which leaves NaN",
     )
 
 
-def test_what_sdpa_does_otherwise_is_named() -> None:
+def test_the_differences_of_sdpa_are_named() -> None:
     def by_sdpa(query, key, value, *, mask=None, is_causal=False, scale=None, query_offset=0):
         return sdpa(
             query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=True
         )
 
     found = diagnose(by_sdpa)
-    assert found.faults == (
+    assert found.mistakes == (
         "lines up the first query with the first key",
         "multiplies hidden values by 0, which leaves NaN",
     )
     assert diagnose(sdpa).agrees  # a builtin: three tensors
     # Where a function has nothing but causal, the two are the same.
     alone = diagnose(lambda q, k, v, query_offset=0: sdpa(q, k, v, is_causal=True), causal=True)
-    assert alone.faults == ("lines up the first query with the first key",)
-    assert alone.instead == (("ignores query_offset",),)
+    assert alone.mistakes == ("lines up the first query with the first key",)
+    assert alone.alternatives == (("ignores query_offset",),)
 
 
-def test_sdpa_drops_weights_as_it_should() -> None:
+def test_the_dropout_of_sdpa_agrees() -> None:
     def dropping(query, key, value, dropout_p=0.0):
         return sdpa(query, key, value, dropout_p=dropout_p)
 
@@ -285,7 +287,7 @@ def test_a_function_of_batches_of_matrices_is_tried_as_one() -> None:
     def wrong(q, k, v):
         return torch.softmax(q.bmm(k.transpose(1, 2)) / q.shape[2] ** 0.5, dim=1).bmm(v)
 
-    assert ("takes the softmax along dim=1",) in diagnose(wrong).instead
+    assert ("takes the softmax along dim=1",) in diagnose(wrong).alternatives
 
 
 def split(x: Tensor, n_heads: int) -> Tensor:
@@ -318,7 +320,7 @@ def test_a_function_that_cuts_the_heads_itself_is_of_one_tensor(cut, join, fault
         return join(attention(q, q, q, mask=causal))
 
     found = diagnose(attend, causal=True)
-    assert found.faults == faults and found.agrees == (not faults)
+    assert found.mistakes == faults and found.agrees == (not faults)
 
 
 def test_a_module_is_called_by_its_forward() -> None:
@@ -329,16 +331,16 @@ def test_a_module_is_called_by_its_forward() -> None:
     assert diagnose(Attend()).agrees
 
 
-def test_two_tensors_are_what_asks_and_what_is_asked() -> None:
-    assert diagnose(lambda asking, asked: textbook(asking, asked, asked)).agrees
+def test_two_tensors_are_query_and_key() -> None:
+    assert diagnose(lambda query, key: textbook(query, key, key)).agrees
 
 
-def test_who_needs_a_word_is_always_given_it() -> None:
+def test_a_required_option_is_always_passed() -> None:
     found = diagnose(lambda query, key, value, mask: attention(query, key, value, mask=mask))
     assert found.agrees and found.probes["mask"] == found.probes["plain"] == ""
 
 
-# --- what is no attention ------------------------------------------------------------------------
+# --- not an attention ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -348,13 +350,13 @@ def test_who_needs_a_word_is_always_given_it() -> None:
         (lambda q, k, v: None, "“plain”: it returns NoneType"),
         (lambda q, k, v: plain(q, k, v).double(), "“plain”: out is torch.float64, not"),
         (lambda q, k, v: plain(q, k, v)[..., :1], "“plain”: out has another shape, (2, 12, 6, 1)"),
-        (lambda q, k, v: plain(q.mul_(2), k, v), "“plain”: it changes what it is given"),
+        (lambda q, k, v: plain(q.mul_(2), k, v), "“plain”: it changes its inputs"),
         (lambda q, k, v, return_lse=False: plain(q, k, v), "“log-sum-exp”: it returns Tensor"),
     ],
 )
-def test_an_odd_answer_is_said_to_be_one(fn, words: str) -> None:
+def test_an_unexpected_output_is_named(fn, words: str) -> None:
     found = diagnose(fn)
-    assert not found.agrees and not found.faults
+    assert not found.agrees and not found.mistakes
     assert words in " ".join(str(found).split())
 
 
@@ -365,35 +367,35 @@ def test_an_error_in_one_probe_does_not_hide_a_fault_in_others() -> None:
         return torch.softmax(query @ key.mT, dim=-1) @ value
 
     found = diagnose(attend)
-    assert found.faults == ("does not scale the scores",)
+    assert found.mistakes == ("does not scale the scores",)
     assert "“scale” it raises NotImplementedError: no scale yet" in str(found).replace("\n", " ")
 
 
-def test_what_a_function_cannot_do_is_not_held_against_it() -> None:
+def test_an_unsupported_option_is_not_a_mistake() -> None:
     found = diagnose(plain)
     assert "RuntimeError" in found.untried["shared key heads"]
-    assert found.untried["window"] == "no word window"
+    assert found.untried["window"] == "no option window"
     said = str(found).replace("\n", " ")
     assert said.startswith("It agrees with attention in all that was tried. Agrees in: plain")
     assert "Not tried: shared key heads (it raises RuntimeError" in said
-    assert "what has the words scale, causal" in said
+    assert "the options scale, causal" in said
 
 
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(TypeError, match=r"fn must be a function, got torch.float32"):
         diagnose(torch.ones(3))  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="'casual' is no word of diagnose: mask, causal"):
+    with pytest.raises(TypeError, match=r"option must be one of mask, causal, .*, got 'casual'"):
         diagnose(plain, casual=True)
-    with pytest.raises(ValueError, match="fn must take query, key, value, and words, got"):
+    with pytest.raises(ValueError, match="fn must take query, key, value and options, got"):
         diagnose(lambda q, k, v, temperature: None)
-    with pytest.raises(ValueError, match="fn must take query, key, value, and words, got nothing"):
+    with pytest.raises(ValueError, match="fn must take query, key, value and options, got nothing"):
         diagnose(lambda: None)
 
 
-def test_it_leaves_no_trace() -> None:
+def test_random_state_and_threads_are_restored() -> None:
     torch.manual_seed(1)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    diagnose(WRONG["drops and does not scale up"])
+    diagnose(MISTAKES["drops and does not scale up"])
     assert torch.equal(state, torch.get_rng_state()) and torch.get_num_threads() == threads
     with torch.no_grad():
         assert diagnose(plain).probes["gradients"] == ""
@@ -403,23 +405,23 @@ def test_it_leaves_no_trace() -> None:
 
 
 def test_a_sentence_leads_to_its_chapter() -> None:
-    assert str(diagnose(WRONG["scales twice"])).startswith(
+    assert str(diagnose(MISTAKES["scales twice"])).startswith(
         "It scales twice. Read “Why divide by √d_k”, foundations/scaling."
     )
-    for title, name in {wrong.chapter for wrong in WRONG.values()}:
+    for title, name in {mistake.chapter for mistake in MISTAKES.values()}:
         heading = (DOCS / f"{name}.md").read_text(encoding="utf-8").splitlines()[0]
         assert heading == f"# {title}"
 
 
-def test_the_words_are_those_that_are_told_of() -> None:
-    told = inspect.getdoc(steps)
+def test_the_docstring_lists_every_option() -> None:
+    told = inspect.getdoc(textbook_module)
     assert told is not None
-    assert re.findall(r"^    (\w+)  ", told, re.MULTILINE) == list(WORDS)
+    assert re.findall(r"^    (\w+)  ", told, re.MULTILINE) == list(OPTIONS)
 
 
 @pytest.mark.parametrize("name", ["scales twice", "swaps keys and values"])
 def test_lines_fit_a_page(name: str) -> None:
-    for found in (diagnose(WRONG[name]), diagnose(plain)):
+    for found in (diagnose(MISTAKES[name]), diagnose(plain)):
         assert max(map(len, str(found).splitlines())) <= 70
 
 
@@ -430,8 +432,8 @@ NEEDED = {
     "gradients": "lets no gradient through the weights",
     "16 bits": "computes in 16 bits",
     "shared key heads": "gives neighbouring heads different key heads",
-    "NaN in hidden keys": "multiplies hidden values by 0, which leaves NaN",
-    "gradients of blind queries": "mends NaN in the output, and not in the gradient",
+    "NaN in masked keys": "multiplies hidden values by 0, which leaves NaN",
+    "gradients of masked queries": "mends NaN in the output, and not in the gradient",
     "masked large scores": "masks after the softmax and renormalises",
     "lengths": "hides padded queries instead of padded keys",
     "dropout": "renormalises after dropout",
@@ -440,16 +442,16 @@ NEEDED = {
 
 
 @pytest.mark.parametrize(("probe", "fault"), NEEDED.items())
-def test_without_its_probe_a_fault_is_not_known(monkeypatch, probe: str, fault: str) -> None:
+def test_without_its_probe_a_mistake_is_not_found(monkeypatch, probe: str, fault: str) -> None:
     fewer = [x for x in PROBES if x.name != probe]
     assert len(fewer) == len(PROBES) - 1
     module = importlib.import_module("attention.diagnosis.diagnose")  # `attention` has the function
     monkeypatch.setattr(module, "PROBES", fewer)
     if probe == "large scores":  # there are large scores in two probes of words as well
-        found = diagnose(lambda q, k, v: WRONG[fault](q, k, v))
+        found = diagnose(lambda q, k, v: MISTAKES[fault](q, k, v))
     else:
-        found = diagnose(WRONG[fault], dtype=torch.float16)
-    assert found.agrees or found.instead or found.faults != (fault,)
+        found = diagnose(MISTAKES[fault], dtype=torch.float16)
+    assert found.agrees or found.alternatives or found.mistakes != (fault,)
 
 
 # --- the book's own exercises --------------------------------------------------------------------
@@ -499,4 +501,4 @@ def exercise(name: str, definition: str) -> dict[str, Any]:
 )
 def test_an_exercise_gets_the_diagnosis_of_its_solution(chapter, name, words, faults) -> None:
     known = exercise(chapter, f"def {name}(")
-    assert diagnose(known[name], **words).faults == faults
+    assert diagnose(known[name], **words).mistakes == faults

@@ -88,7 +88,7 @@ def test_past_it_slopes_keep_their_answers_and_buckets_most() -> None:
     assert min(near["T5, ago"]) > 0.95 and min(near["T5, put"][LATE]) > min(put["T5"][LATE])
 
 
-def test_stretching_mends_one_task_and_ruins_the_other() -> None:
+def test_rope_scaling_repairs_one_task_and_ruins_the_other() -> None:
     slow = pictures()["Rotation, four times slower"]
     assert min(slow["last put"]) > 0.75
     assert max(slow["three ago"]) < 0.5

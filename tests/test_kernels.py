@@ -25,15 +25,15 @@ from attention import (
     first_tokens,
     kernels,
     padding,
+    rope_scaling_linear,
+    rope_scaling_llama3,
+    rope_scaling_ntk,
+    rope_scaling_yarn,
     rotate,
     shift,
     sinusoidal,
     sliding_window,
     softcap,
-    stretch_linear,
-    stretch_llama3,
-    stretch_ntk,
-    stretch_yarn,
 )
 from attention.kernels import find
 from tests.machine import KERNELS, can
@@ -520,16 +520,16 @@ def test_vmap_over_rotary_offsets_is_a_batch():
 
 
 RULES = {
-    "linear": stretch_linear(4),
-    "ntk": stretch_ntk(4),
-    "yarn": stretch_yarn(4, 1024),
-    "llama3": stretch_llama3(4, 1024),
+    "linear": rope_scaling_linear(4),
+    "ntk": rope_scaling_ntk(4),
+    "yarn": rope_scaling_yarn(4, 1024),
+    "llama3": rope_scaling_llama3(4, 1024),
 }
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-def test_a_stretched_module_may_be_copied_pickled_and_stays_in_float64(rule):
-    layer = MultiHeadAttention(16, 2, rotary=RotaryEmbedding(8, pairing="half", stretch=rule))
+def test_a_module_with_rope_scaling_may_be_copied_pickled_and_stays_in_float64(rule):
+    layer = MultiHeadAttention(16, 2, rotary=RotaryEmbedding(8, pairing="half", scaling=rule))
     x = torch.randn(3, 16)
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert torch.equal(other(x), layer(x))
@@ -592,13 +592,13 @@ def test_a_kernel_has_a_name():
     ],
 )
 def test_what_a_rule_returns_is_checked(rule):
-    with pytest.raises((TypeError, ValueError), match="stretch"):
-        RotaryEmbedding(8, pairing="half", stretch=rule)
+    with pytest.raises((TypeError, ValueError), match="scaling"):
+        RotaryEmbedding(8, pairing="half", scaling=rule)
 
 
 def test_a_rule_is_a_function():
-    with pytest.raises(TypeError, match="stretch must be a function"):
-        RotaryEmbedding(8, pairing="half", stretch="linear")
+    with pytest.raises(TypeError, match="scaling must be a function"):
+        RotaryEmbedding(8, pairing="half", scaling="linear")
 
 
 @pytest.mark.parametrize("what", ["rotary", "layer"])
@@ -611,7 +611,9 @@ def test_a_module_made_on_no_device_works_once_it_is_moved(what):
     made(torch.ones(3, 8) if what == "rotary" else torch.ones(3, 16))
 
 
-@pytest.mark.parametrize("rule", [stretch_ntk(4), stretch_yarn(4, 1024)], ids=["ntk", "yarn"])
+@pytest.mark.parametrize(
+    "rule", [rope_scaling_ntk(4), rope_scaling_yarn(4, 1024)], ids=["ntk", "yarn"]
+)
 def test_a_rule_takes_frequencies_on_another_device_than_the_default(rule):
     frequencies = torch.tensor([1.0, 0.1, 0.01])
     with torch.device("meta"):
@@ -640,7 +642,7 @@ def test_a_layer_takes_no_other_module_for_rotary():
         MultiHeadAttention(16, 2, rotary=MultiHeadAttention(16, 2))
 
 
-@pytest.mark.parametrize("make", [softcap, stretch_linear])
+@pytest.mark.parametrize("make", [softcap, rope_scaling_linear])
 def test_a_number_beyond_every_float_is_named(make):
     with pytest.raises(ValueError, match="must be finite"):
         make(10**400)

@@ -1,4 +1,4 @@
-"""The matrix is not blind: each wrong attention that the book knows fails one of its cases."""
+"""Each known mistake fails a case of the conformance matrix."""
 
 import functools
 import json
@@ -17,16 +17,16 @@ from attention import (
     sliding_window,
     softcap,
 )
-from attention.diagnosis.mistakes import WRONG, right
+from attention.diagnosis.mistakes import MISTAKES, textbook_attention
 from tests import conformance
-from tests.words import Said, said
+from tests.words import WordCase, word_cases
 
 SHOWN = json.loads(conformance.FILE.read_text())["killed"]
 
 
 @functools.cache
-def cases() -> list[Said]:
-    return list(said())
+def cases() -> list[WordCase]:
+    return list(word_cases())
 
 
 def package(
@@ -47,7 +47,7 @@ def package(
     return_lse=False,
     n_heads=None,
 ):
-    """The package's own attention and layers, in words."""
+    """The options of the textbook as calls of the package's attention and layers."""
     if n_heads or dropout:
         return layer(query, key, value, n_heads, dropout, causal_)
     if rotary:
@@ -104,32 +104,32 @@ def in_words(query, key, value, *, causal=False, softcap=None, alibi=False, **wo
     return package(query, key, value, causal_=causal, softcap_=softcap, alibi_=alibi, **words)
 
 
-@pytest.mark.parametrize("attend", [right, in_words], ids=["steps", "package"])
-def test_what_is_right_passes_every_case(attend):
+@pytest.mark.parametrize("attend", [textbook_attention, in_words], ids=["textbook", "package"])
+def test_correct_attention_passes_every_case(attend):
     for case in cases():
-        assert case.wrong(attend) is None, case.name
+        assert case.failure(attend) is None, case.name
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_the_case_that_the_page_names_kills_this_wrong_attention(name):
+@pytest.mark.parametrize("name", MISTAKES)
+def test_the_case_that_the_page_names_fails_for_this_mistake(name):
     (case,) = (case for case in cases() if case.name == SHOWN[name])
-    assert case.wrong(WRONG[name])
+    assert case.failure(MISTAKES[name])
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", WRONG)
-def test_no_earlier_case_kills_it(name):
-    first = next(case.name for case in cases() if case.wrong(WRONG[name]))
+@pytest.mark.parametrize("name", MISTAKES)
+def test_no_earlier_case_fails_for_this_mistake(name):
+    first = next(case.name for case in cases() if case.failure(MISTAKES[name]))
     assert first == SHOWN[name]
 
 
-def test_the_page_has_each_wrong_attention():
-    """Forty are asked for, and none may be left."""
-    assert SHOWN.keys() == WRONG.keys() and len(SHOWN) >= 40
+def test_the_page_lists_each_mistake():
+    """At least forty, and all of them."""
+    assert SHOWN.keys() == MISTAKES.keys() and len(SHOWN) >= 40
 
 
-def test_an_error_is_no_answer():
+def test_an_exception_is_a_failure():
     def raises(*args, **words):
         raise RuntimeError("no")
 
-    assert all(case.wrong(raises) == "raised RuntimeError: no" for case in cases())
+    assert all(case.failure(raises) == "raised RuntimeError: no" for case in cases())

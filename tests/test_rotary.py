@@ -23,11 +23,11 @@ from attention import (
     causal,
     padding,
     pairing_permutation,
+    rope_scaling_linear,
+    rope_scaling_llama3,
+    rope_scaling_ntk,
+    rope_scaling_yarn,
     rotate,
-    stretch_linear,
-    stretch_llama3,
-    stretch_ntk,
-    stretch_yarn,
 )
 
 B, H, H_KV, L, S, D = 2, 6, 3, 5, 7, 22
@@ -133,9 +133,9 @@ def test_it_turns_as_a_loop_over_pairs_does(shape, pairs, rest, pairing, base, s
 
 @pytest.mark.parametrize("pairing", PAIRINGS)
 @pytest.mark.parametrize("rotary_dim", [None, 6, 22])
-@pytest.mark.parametrize("stretch", [None, stretch_linear(3), stretch_yarn(4, 64)])
-def test_scores_depend_on_distances_only(pairing, rotary_dim, stretch):
-    f = RotaryEmbedding(D, pairing=pairing, rotary_dim=rotary_dim, stretch=stretch)
+@pytest.mark.parametrize("scaling", [None, rope_scaling_linear(3), rope_scaling_yarn(4, 64)])
+def test_scores_depend_on_distances_only(pairing, rotary_dim, scaling):
+    f = RotaryEmbedding(D, pairing=pairing, rotary_dim=rotary_dim, scaling=scaling)
     q, k = random_(B, H, L, D), random_(B, H, S, D)
     here = f(q, offset=2) @ f(k).mT
     for shift in (1, 13, -7, 900):
@@ -354,20 +354,20 @@ def parts_speed(i, R, base, s, N, low=1.0, high=4.0):  # Meta's code: by wavelen
 
 
 RULES = {
-    "linear": (lambda s, N: stretch_linear(s), linear_speed),
-    "ntk": (lambda s, N: stretch_ntk(s), ntk_speed),
-    "yarn": (stretch_yarn, yarn_speed),
+    "linear": (lambda s, N: rope_scaling_linear(s), linear_speed),
+    "ntk": (lambda s, N: rope_scaling_ntk(s), ntk_speed),
+    "yarn": (rope_scaling_yarn, yarn_speed),
     "yarn, other betas": (
-        lambda s, N: stretch_yarn(s, N, beta_fast=11.0, beta_slow=2),
+        lambda s, N: rope_scaling_yarn(s, N, beta_fast=11.0, beta_slow=2),
         lambda *how: yarn_speed(*how, fast=11.0, slow=2.0),
     ),
-    "llama3": (stretch_llama3, parts_speed),
+    "llama3": (rope_scaling_llama3, parts_speed),
     "the paper's YaRN": (
-        lambda s, N: stretch_llama3(s, N, high_freq_factor=32),
+        lambda s, N: rope_scaling_llama3(s, N, high_freq_factor=32),
         lambda *how: parts_speed(*how, high=32.0),
     ),
     "llama3, other factors": (
-        lambda s, N: stretch_llama3(s, N, low_freq_factor=0.5, high_freq_factor=3),
+        lambda s, N: rope_scaling_llama3(s, N, low_freq_factor=0.5, high_freq_factor=3),
         lambda *how: parts_speed(*how, low=0.5, high=3.0),
     ),
 }
@@ -385,7 +385,7 @@ def test_a_rule_gives_the_speeds_of_its_formula(name, pairs, base, factor, lengt
     make, formula = RULES[name]
     R = 2 * pairs
     f = RotaryEmbedding(
-        R + 3, pairing="half", base=base, rotary_dim=R, stretch=make(factor, length)
+        R + 3, pairing="half", base=base, rotary_dim=R, scaling=make(factor, length)
     )
     expected = [formula(i, R, base, factor, length) for i in range(pairs)]
     expected = torch.tensor(expected, dtype=torch.float64)
@@ -398,7 +398,7 @@ def test_a_rule_gives_the_speeds_of_its_formula(name, pairs, base, factor, lengt
 def test_yarns_ramp_ends_where_the_pairs_end(length, pairs):
     """Short texts: no pair is fast. Long ones: none is slow."""
     before = RotaryEmbedding(2 * pairs, pairing="half").frequencies
-    after, _ = stretch_yarn(8, length)(before)
+    after, _ = rope_scaling_yarn(8, length)(before)
     expected = [yarn_speed(i, 2 * pairs, 10000.0, 8, length) for i in range(pairs)]
     expected = torch.tensor(expected, dtype=torch.float64)
     torch.testing.assert_close(after, expected, rtol=1e-11, atol=0)
@@ -408,7 +408,7 @@ def test_yarns_ramp_ends_where_the_pairs_end(length, pairs):
 @pytest.mark.parametrize("name", RULES)
 def test_what_is_turned_follows_the_rule(name):
     make, formula = RULES[name]
-    f = RotaryEmbedding(22, pairing="half", stretch=make(4, 512))
+    f = RotaryEmbedding(22, pairing="half", scaling=make(4, 512))
     x = random_(L, 22)
     speeds = [formula(i, 22, 10000.0, 4, 512) for i in range(11)]
     expected = f.attention_factor * table(x, 70, "half", 22, speeds=speeds)
@@ -417,7 +417,7 @@ def test_what_is_turned_follows_the_rule(name):
 
 def test_linear_interpolation_is_the_same_at_positions_divided():
     plain, slow = RotaryEmbedding(D, pairing="half"), None
-    slow = RotaryEmbedding(D, pairing="half", stretch=stretch_linear(4))
+    slow = RotaryEmbedding(D, pairing="half", scaling=rope_scaling_linear(4))
     x = random_(1, D)
     for p in (4, 8, 400):
         torch.testing.assert_close(slow(x, offset=p), plain(x, offset=p // 4), **EXACT)
@@ -425,7 +425,7 @@ def test_linear_interpolation_is_the_same_at_positions_divided():
 
 def test_ntk_slows_the_last_pair_by_the_factor_and_the_first_not_at_all():
     before = RotaryEmbedding(128, pairing="half").frequencies
-    after, factor = stretch_ntk(8)(before)
+    after, factor = rope_scaling_ntk(8)(before)
     torch.testing.assert_close(after[0], before[0], **EXACT)
     torch.testing.assert_close(after[-1], before[-1] / 8)
     assert factor == 1.0
@@ -435,20 +435,20 @@ def test_ntk_slows_the_last_pair_by_the_factor_and_the_first_not_at_all():
 def test_yarn_and_llama_leave_fast_pairs_and_slow_slow_ones_in_full():
     before = RotaryEmbedding(128, pairing="half").frequencies
     turns = 4096 * before / (2 * math.pi)
-    for rule, fast in ((stretch_yarn(8, 4096), 33), (stretch_llama3(8, 4096), 4)):
+    for rule, fast in ((rope_scaling_yarn(8, 4096), 33), (rope_scaling_llama3(8, 4096), 4)):
         after, _ = rule(before)
         assert torch.equal(after[turns > fast], before[turns > fast])
         torch.testing.assert_close(after[turns < 0.9], before[turns < 0.9] / 8)
         assert ((after / before).diff() <= 1e-15).all()
     # Numbers worked out by hand: pairs 20 and 46 bound the ramp, so 12 of 26 steps at pair 32.
-    yarn, _ = stretch_yarn(8, 4096)(before)
+    yarn, _ = rope_scaling_yarn(8, 4096)(before)
     assert (yarn[32] / before[32]).item() == pytest.approx(1 - 12 / 26 * 7 / 8)
 
 
 def test_of_llamas_released_constants_pair_29_is_the_first_to_be_slowed():
     """Base 500000, head of 128, factor 8, trained on 8192: solved with pencil and logarithms."""
     before = RotaryEmbedding(128, pairing="half", base=500000.0).frequencies
-    after, factor = stretch_llama3(8, 8192)(before)
+    after, factor = rope_scaling_llama3(8, 8192)(before)
     first = 64 * math.log(8192 / (4 * 2 * math.pi)) / math.log(500000)  # turns 4 times: 28.2
     last = 64 * math.log(8192 / (2 * math.pi)) / math.log(500000)  # once: 34.98
     assert (math.ceil(first), math.floor(last)) == (29, 34)
@@ -468,25 +468,25 @@ def test_a_factor_of_1_changes_nothing(name):
 
 
 def test_yarn_makes_scores_larger_by_the_square_of_its_factor():
-    f = RotaryEmbedding(D, pairing="half", stretch=stretch_yarn(8, 4096))
+    f = RotaryEmbedding(D, pairing="half", scaling=rope_scaling_yarn(8, 4096))
     assert f.attention_factor == pytest.approx(0.1 * math.log(8) + 1)
-    g = RotaryEmbedding(D, pairing="half", stretch=stretch_yarn(8, 4096, attention_factor=1))
+    g = RotaryEmbedding(D, pairing="half", scaling=rope_scaling_yarn(8, 4096, attention_factor=1))
     assert g.attention_factor == 1.0
     q, k = random_(L, D), random_(L, D)
     larger = (0.1 * math.log(8) + 1) ** 2
     torch.testing.assert_close(f(q) @ f(k).T, larger * (g(q) @ g(k).T), **EXACT)
-    assert stretch_yarn(0.5, 4096)(g.frequencies)[1] == 1.0
+    assert rope_scaling_yarn(0.5, 4096)(g.frequencies)[1] == 1.0
 
 
 def test_what_is_not_turned_is_not_made_larger():
-    f = RotaryEmbedding(9, pairing="half", rotary_dim=4, stretch=stretch_yarn(8, 512))
+    f = RotaryEmbedding(9, pairing="half", rotary_dim=4, scaling=rope_scaling_yarn(8, 512))
     x = random_(L, 9)
     assert torch.equal(f(x)[:, 4:], x[:, 4:])
     torch.testing.assert_close(f(x)[0, :4], f.attention_factor * x[0, :4])
 
 
 def test_a_rule_of_ones_own_may_be_given():
-    f = RotaryEmbedding(4, pairing="half", stretch=lambda w: (w.flip(0), 3.0))
+    f = RotaryEmbedding(4, pairing="half", scaling=lambda w: (w.flip(0), 3.0))
     assert f.frequencies.tolist() == pytest.approx([0.01, 1.0])
     assert f.attention_factor == 3.0
 
@@ -539,7 +539,7 @@ MOVES = {
 
 @pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
 def test_no_way_to_move_a_module_rounds_its_speeds(move):
-    f = RotaryEmbedding(D, pairing="half", stretch=stretch_yarn(4, 512))
+    f = RotaryEmbedding(D, pairing="half", scaling=rope_scaling_yarn(4, 512))
     expected, factor = f.frequencies.clone(), f.attention_factor
     moved = move(f)
     assert moved.frequencies.dtype == torch.float64
@@ -787,10 +787,10 @@ def test_turning_names_what_does_not_fit(x, offset, error, message):
 
 
 MAKERS = {
-    "linear": stretch_linear,
-    "ntk": stretch_ntk,
-    "yarn": lambda factor: stretch_yarn(factor, 512),
-    "llama3": lambda factor: stretch_llama3(factor, 512),
+    "linear": rope_scaling_linear,
+    "ntk": rope_scaling_ntk,
+    "yarn": lambda factor: rope_scaling_yarn(factor, 512),
+    "llama3": lambda factor: rope_scaling_llama3(factor, 512),
 }
 
 
@@ -814,31 +814,31 @@ def test_a_factor_is_a_number_above_0(make, factor, error, message):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: stretch_yarn(2, 0), ValueError, "^original_length=0 must be at least 1$"),
+        (lambda: rope_scaling_yarn(2, 0), ValueError, "^original_length=0 must be at least 1$"),
         (
-            lambda: stretch_llama3(2, 8.0),
+            lambda: rope_scaling_llama3(2, 8.0),
             TypeError,
             "^original_length must be an integer, got 8.0$",
         ),
         (
-            lambda: stretch_yarn(2, 8, beta_fast=1, beta_slow=1),
+            lambda: rope_scaling_yarn(2, 8, beta_fast=1, beta_slow=1),
             ValueError,
             "^beta_fast=1 must be finite and above 1",
         ),
-        (lambda: stretch_yarn(2, 8, beta_slow=0), ValueError, "^beta_slow=0 must be"),
-        (lambda: stretch_yarn(2, 8, beta_fast="x"), TypeError, "^beta_fast must be a number"),
+        (lambda: rope_scaling_yarn(2, 8, beta_slow=0), ValueError, "^beta_slow=0 must be"),
+        (lambda: rope_scaling_yarn(2, 8, beta_fast="x"), TypeError, "^beta_fast must be a number"),
         (
-            lambda: stretch_yarn(2, 8, attention_factor=0),
+            lambda: rope_scaling_yarn(2, 8, attention_factor=0),
             ValueError,
             "^attention_factor=0 must be finite and above 0$",
         ),
         (
-            lambda: stretch_llama3(2, 8, low_freq_factor=4, high_freq_factor=4),
+            lambda: rope_scaling_llama3(2, 8, low_freq_factor=4, high_freq_factor=4),
             ValueError,
             "^high_freq_factor=4 must be finite and above 4",
         ),
         (
-            lambda: stretch_llama3(2, 8, low_freq_factor=-1),
+            lambda: rope_scaling_llama3(2, 8, low_freq_factor=-1),
             ValueError,
             "^low_freq_factor=-1 must be",
         ),
@@ -849,10 +849,12 @@ def test_the_rest_of_a_rule_is_checked_when_it_is_made(make, error, message):
         make()
 
 
-@pytest.mark.parametrize("rule", [stretch_ntk(2), stretch_yarn(2, 512)], ids=["ntk", "yarn"])
-def test_one_pair_alone_cannot_be_stretched_by_its_place(rule):
+@pytest.mark.parametrize(
+    "rule", [rope_scaling_ntk(2), rope_scaling_yarn(2, 512)], ids=["ntk", "yarn"]
+)
+def test_ntk_and_yarn_need_two_frequencies(rule):
     with pytest.raises(ValueError, match=r"^frequencies must be two or more .* got 1$"):
-        RotaryEmbedding(2, pairing="half", stretch=rule)
+        RotaryEmbedding(2, pairing="half", scaling=rule)
 
 
 def test_two_lengths_without_offsets_are_refused():
@@ -866,10 +868,9 @@ def test_two_lengths_without_offsets_are_refused():
     assert layer(q, k, query_offset=2, key_offset=0).shape == q.shape
 
 
-def test_offsets_without_a_use_are_still_refused_without_rotary():
+def test_without_rotary_and_mods_an_offset_changes_nothing():
     layer, x = layer_(rotary=False), random_(B, L, H * D)
-    with pytest.raises(ValueError, match=r"^query_offset has no use without"):
-        layer(x, query_offset=3)
+    assert torch.equal(layer(x, query_offset=3), layer(x))
 
 
 @pytest.mark.parametrize(

@@ -149,10 +149,10 @@ for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         for how in (
             {},
             dict(base=500, rotary_dim=8),
-            dict(stretch=stretch_linear(2)),
-            dict(stretch=stretch_ntk(factor=2.5)),
-            dict(stretch=stretch_yarn(4, 64, beta_fast=20, beta_slow=2, attention_factor=1)),
-            dict(stretch=stretch_llama3(8, 64, low_freq_factor=1, high_freq_factor=4)),
+            dict(scaling=rope_scaling_linear(2)),
+            dict(scaling=rope_scaling_ntk(factor=2.5)),
+            dict(scaling=rope_scaling_yarn(4, 64, beta_fast=20, beta_slow=2, attention_factor=1)),
+            dict(scaling=rope_scaling_llama3(8, 64, low_freq_factor=1, high_freq_factor=4)),
         ):
             turn = RotaryEmbedding(D + 1, pairing=pairing, **how)
             assert turn(x).shape == turn(x, offset=starts).shape == x.shape

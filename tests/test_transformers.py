@@ -27,13 +27,13 @@ from attention import (
     padding,
     pairing_permutation,
     prefix_lm,
+    rope_scaling_linear,
+    rope_scaling_llama3,
+    rope_scaling_ntk,
+    rope_scaling_yarn,
     shift,
     sliding_window,
     softcap,
-    stretch_linear,
-    stretch_llama3,
-    stretch_ntk,
-    stretch_yarn,
     t5_buckets,
 )
 
@@ -84,7 +84,7 @@ class Model:
     pairing: str
     base: float
     rotary_dim: int | None = None
-    stretch: Callable | None = None
+    scaling: Callable | None = None
     rotation: Callable = standard
     comes_out: Callable = field(default=lambda R: slice(None))  # the order of what they return
 
@@ -98,7 +98,7 @@ class Model:
 
     def ours(self):
         how = {"pairing": self.pairing, "base": self.base, "rotary_dim": self.rotary_dim}
-        return RotaryEmbedding(self.head_dim, stretch=self.stretch, **how)
+        return RotaryEmbedding(self.head_dim, scaling=self.scaling, **how)
 
 
 DEEPSEEK = {
@@ -130,7 +130,7 @@ MODELS = {
         128,
         "half",
         10000.0,
-        stretch=stretch_linear(4.0),
+        scaling=rope_scaling_linear(4.0),
     ),
     "Llama 3.1 8B": Model(
         "llama",
@@ -149,7 +149,7 @@ MODELS = {
         128,
         "half",
         500000.0,
-        stretch=stretch_llama3(8.0, 8192, low_freq_factor=1.0, high_freq_factor=4.0),
+        scaling=rope_scaling_llama3(8.0, 8192, low_freq_factor=1.0, high_freq_factor=4.0),
     ),
     "Llama 3.2 1B": Model(
         "llama",
@@ -168,7 +168,7 @@ MODELS = {
         64,
         "half",
         500000.0,
-        stretch=stretch_llama3(32.0, 8192),
+        scaling=rope_scaling_llama3(32.0, 8192),
     ),
     "Qwen2.5 7B with YaRN": Model(
         "qwen2",
@@ -185,7 +185,7 @@ MODELS = {
         128,
         "half",
         1000000.0,
-        stretch=stretch_yarn(4.0, 32768),
+        scaling=rope_scaling_yarn(4.0, 32768),
     ),
     "Mistral 7B v0.1": Model(
         "mistral", "MistralConfig", {"rope_theta": 10000.0}, 128, "half", 10000.0
@@ -265,7 +265,7 @@ MODELS = {
         64,
         "interleaved",
         10000,
-        stretch=stretch_yarn(40, 4096, beta_fast=32, beta_slow=1, attention_factor=1.0),
+        scaling=rope_scaling_yarn(40, 4096, beta_fast=32, beta_slow=1, attention_factor=1.0),
         rotation=deepseek_v2,
     ),
     # Neighbours are paired, but come out as halves: queries and keys alike, so scores agree.
@@ -276,7 +276,7 @@ MODELS = {
         64,
         "interleaved",
         10000,
-        stretch=stretch_yarn(40, 4096, beta_fast=32, beta_slow=1, attention_factor=1.0),
+        scaling=rope_scaling_yarn(40, 4096, beta_fast=32, beta_slow=1, attention_factor=1.0),
         rotation=deepseek_v3,
         comes_out=pairing_permutation,
     ),
@@ -299,7 +299,7 @@ MODELS = {
         64,
         "half",
         150000,
-        stretch=stretch_yarn(32.0, 4096, truncate=False),
+        scaling=rope_scaling_yarn(32.0, 4096, truncate=False),
     ),
 }
 EVERY = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
@@ -405,7 +405,7 @@ def test_gpt_j_turns_64_of_256_numbers_by_neighbours(start):
 def test_dynamic_is_our_ntk_rule_with_a_factor_that_grows_with_the_text(length, factor):
     # transformers puts base a^(R / (R - 2)) for base, a = factor length / trained - (factor - 1).
     # Pair i then turns by base^(-2i / R) a^(-2i / (R - 2)): a^(i / (R / 2 - 1)) times slower,
-    # which is stretch_ntk(a). At the trained length a is 1.
+    # which is rope_scaling_ntk(a). At the trained length a is 1.
     trained, R = 2048, 128
     module = modeling("llama")
     config = module.LlamaConfig(
@@ -418,7 +418,7 @@ def test_dynamic_is_our_ntk_rule_with_a_factor_that_grows_with_the_text(length, 
     rope = module.LlamaRotaryEmbedding(config)
     rope(torch.zeros(1, 1), torch.arange(length)[None])
     grown = factor * length / trained - (factor - 1)
-    ours = RotaryEmbedding(R, pairing="half", base=10000.0, stretch=stretch_ntk(grown))
+    ours = RotaryEmbedding(R, pairing="half", base=10000.0, scaling=rope_scaling_ntk(grown))
     torch.testing.assert_close(rope.inv_freq.double(), ours.frequencies, rtol=5e-6, atol=0)
     assert rope.attention_scaling == ours.attention_factor == 1.0
 
@@ -475,12 +475,12 @@ D_MODEL, N_HEADS, HEAD_DIM = 96, 6, 16
 LAYERS = {
     "Llama 3.1": (
         ("llama", "Llama", LLAMA3, 2),
-        {"pairing": "half", "base": 500000.0, "stretch": stretch_llama3(8.0, 8192)},
+        {"pairing": "half", "base": 500000.0, "scaling": rope_scaling_llama3(8.0, 8192)},
         separate,
     ),
     "Qwen2.5 with YaRN": (
         ("qwen2", "Qwen2", YARN, 3),
-        {"pairing": "half", "base": 1000000.0, "stretch": stretch_yarn(4.0, 32768)},
+        {"pairing": "half", "base": 1000000.0, "scaling": rope_scaling_yarn(4.0, 32768)},
         separate,
     ),
     "Command R": (

@@ -1,8 +1,8 @@
-"""Cases that are put in words, for functions that know of no mods: a reader's, and wrong ones.
+"""Cases for functions that take options instead of mods: textbook attention and its mistakes.
 
-The words are those of attention.diagnosis.textbook. Cases of the matrix that words can say come first, in
-float64; then what is a matter of modules, or of numbers that are large, NaN or of 16 bits. What is
-expected comes from conformance.formula, as there.
+The options are those of attention.diagnosis.textbook. Cases of the matrix that options can express
+come first, in float64; then cases of modules, and of numbers that are large, NaN or of 16 bits. The
+expected results come from conformance.formula, as in the matrix.
 """
 
 import math
@@ -20,8 +20,8 @@ INF = math.inf
 
 
 @dataclass(frozen=True)
-class Said:
-    """A case in words: tensors, words, and what should come of them."""
+class WordCase:
+    """A case: tensors, options, and the expected result."""
 
     name: str
     given: dict[str, Tensor]
@@ -31,14 +31,14 @@ class Said:
     gradients: bool = True
     look: Callable[[Tensor], str | None] | None = None  # instead of `want`
 
-    def wrong(self, attend: Callable[..., Any]) -> str | None:
-        """What a function gets wrong, or None."""
+    def failure(self, attend: Callable[..., Any]) -> str | None:
+        """How a function fails this case, or None."""
         given = {n: x.detach().clone() for n, x in self.given.items()}
         leaves = [given[n].requires_grad_(self.gradients) for n in ("query", "key", "value")]
         torch.manual_seed(0)
         try:
             answer = attend(*leaves, **self.words)
-        except Exception as error:  # whatever it is, it is not an answer
+        except Exception as error:
             return f"raised {type(error).__name__}: {error}"
         out, lse = answer if self.words.get("return_lse") else (answer, None)
         if self.look is not None:
@@ -61,8 +61,8 @@ class Said:
         return found
 
 
-def said() -> Iterator[Said]:
-    """All cases in words."""
+def word_cases() -> Iterator[WordCase]:
+    """All cases."""
     yield from of_the_matrix()
     yield from of_numbers()
     yield from of_heads()
@@ -70,7 +70,7 @@ def said() -> Iterator[Said]:
     yield of_dropout()
 
 
-def of_the_matrix() -> Iterator[Said]:
+def of_the_matrix() -> Iterator[WordCase]:
     seen = set()
     for case in conformance.cases():
         mask, score = conformance.MASKS[case.mask], conformance.SCORES[case.score]
@@ -89,7 +89,7 @@ def of_the_matrix() -> Iterator[Said]:
             words["lengths"] = words["lengths"] - at.key  # keys count from 0
         if at.query != at.key:
             words["query_offset"] = at.query - at.key
-        yield Said(str(exact), given, words, conformance.expected(exact))
+        yield WordCase(str(exact), given, words, conformance.expected(exact))
 
 
 def draw(B: int, H: int, H_kv: int, L: int, S: int, D: int, Dv: int) -> dict[str, Tensor]:
@@ -122,16 +122,16 @@ def as_is(s: Tensor, h: Tensor, q: Tensor, k: Tensor, table: Tensor) -> Tensor:
     return s
 
 
-def of_numbers() -> Iterator[Said]:
+def of_numbers() -> Iterator[WordCase]:
     given = draw(2, 3, 3, 5, 7, 11, 13)
-    yield Said("scale", given, {"scale": 0.3}, without_lse(given, every, as_is, scale=0.3))
+    yield WordCase("scale", given, {"scale": 0.3}, without_lse(given, every, as_is, scale=0.3))
     for times in (30.0, 400.0):  # where powers of e underflow, and where they overflow
         big = given | {"query": times * given["query"]}
         for name, words, rule in (
             ("", {}, every),
             (", causal", {"causal": True}, before),
         ):
-            yield Said(
+            yield WordCase(
                 f"scores times {times:.0f}{name}",
                 big,
                 words | {"return_lse": True},
@@ -139,21 +139,23 @@ def of_numbers() -> Iterator[Said]:
                 gradients=False,
             )
     half = {n: (8 * x if n in ("query", "key") else x).bfloat16() for n, x in given.items()}
-    yield Said("16 bits", half, {}, formula(half, every, as_is), tolerance=5e-3, gradients=False)
+    yield WordCase(
+        "16 bits", half, {}, formula(half, every, as_is), tolerance=5e-3, gradients=False
+    )
     hidden = torch.ones(5, 7, dtype=torch.bool)
     hidden[:, 3] = False
     clean = {n: x.clone() for n, x in given.items()}
     want = formula(clean, lambda b, h, q, k: k != 3, as_is)
     junk = {n: x.clone() for n, x in given.items()}
     junk["key"][:, :, 3], junk["value"][:, :, 3] = math.nan, math.nan
-    yield Said("NaN in a hidden key", junk, {"mask": hidden}, want, gradients=False)
+    yield WordCase("NaN in a hidden key", junk, {"mask": hidden}, want, gradients=False)
     wide = draw(2, 3, 3, 7, 7, 4, 4)
     capped = without_lse(wide, before, lambda s, h, q, k, t: 3 * torch.tanh(s / 3), scale=2.0)
     words = {"softcap": 3.0, "scale": 2.0, "causal": True}
-    yield Said("softcap, causal, large", wide, words, capped)
+    yield WordCase("softcap, causal, large", wide, words, capped)
 
 
-def of_heads() -> Iterator[Said]:
+def of_heads() -> Iterator[WordCase]:
     """Tokens of H * D numbers, which the function is to cut into heads and join again."""
     for H in (2, 3):
         given = draw(2, H, H, 7, 7, 5, 5)
@@ -165,7 +167,7 @@ def of_heads() -> Iterator[Said]:
             {n: g.transpose(1, 2).flatten(2) for n, g in want.gradients.items() if g.dim() == 4},
         )
         words = {"n_heads": H, "causal": True}
-        yield Said(f"{H} heads of one tensor", given | joined, words, whole)
+        yield WordCase(f"{H} heads of one tensor", given | joined, words, whole)
 
 
 def turned(x: Tensor, first: int, pairing: str) -> Tensor:
@@ -179,7 +181,7 @@ def turned(x: Tensor, first: int, pairing: str) -> Tensor:
     return torch.stack(parts, -1).flatten(-2) if pairing == "interleaved" else torch.cat(parts, -1)
 
 
-def of_turns() -> Iterator[Said]:
+def of_turns() -> Iterator[WordCase]:
     given = draw(2, 3, 3, 5, 7, 6, 6)
     for pairing in ("interleaved", "half"):
         there = given | {
@@ -189,10 +191,10 @@ def of_turns() -> Iterator[Said]:
         want = formula(there, before, as_is, query_offset=2)
         words = {"rotary": pairing, "query_offset": 2, "causal": True}
         # The gradients of what was turned are not those of what is turned.
-        yield Said(f"rotary, {pairing}", given, words, want, gradients=False)
+        yield WordCase(f"rotary, {pairing}", given, words, want, gradients=False)
 
 
-def of_dropout() -> Said:
+def of_dropout() -> WordCase:
     """Values that are a unit matrix show each weight: 0, or itself over 1 - p.
 
     A last column of ones shows their sum, which is that of the weights that were kept.
@@ -215,4 +217,4 @@ def of_dropout() -> Said:
         share = dropped.double().mean().item()
         return None if abs(share - p) < 0.03 else f"drops {share:.2f} of the weights"
 
-    return Said("dropout", given, {"dropout": p}, Result(weights), look=look)
+    return WordCase("dropout", given, {"dropout": p}, Result(weights), look=look)

@@ -1,8 +1,8 @@
 """Which known mistake does an attention make?
 
-A function of the reader's is called with the inputs of `probes`. What it gives
-is compared with attention as it should be and, where it differs, with the
-wrong attentions of `mistakes`, alone or several together.
+The function is called with the inputs of `probes`. Its results are compared
+with textbook attention and, where they differ, with textbook attention that
+makes one or several of the `mistakes`.
 """
 
 import math
@@ -14,37 +14,44 @@ from typing import Any
 
 import torch
 
-from attention.diagnosis.mistakes import WRONG, Wrong
-from attention.diagnosis.probes import FORMS, PROBES, WORDS, Attend, Call, Case
+from attention.diagnosis.mistakes import MISTAKES, Mistake
+from attention.diagnosis.probes import (
+    FORMS,
+    OPTIONS,
+    PROBES,
+    Attend,
+    Call,
+    Case,
+)
 from attention.validation import argument_error, type_name
 
-# What shows only in a query that sees nothing, which another fault may make.
-ASLEEP = (
+# These show only for a fully masked query, which another mistake may cause.
+DORMANT = (
     "gives NaN to a query that sees nothing",
     "fills with a large number, not with -inf",
 )
-TRIES = 20_000  # sets of faults that are tried for one more probe
+TRIES = 20_000  # sets of mistakes that are tried for one more probe
 
 
 # --8<-- [start:diagnose]
 @dataclass(frozen=True, repr=False)
 class Diagnosis:
-    """What `diagnose` found; printed, it says so.
+    """What `diagnose` found; it prints as sentences.
 
     Args:
-        agrees: it did as `attention` does in every probe.
-        faults: names in `mistakes.WRONG` of what it does wrong, which
-            together explain every probe; () where nothing known does.
-        instead: other faults that would explain them too, since no probe that
-            the function allows tells them apart.
-        probes: the probes that were tried, with what differs in each; "" where
-            nothing does.
-        untried: the probes that were not, and why.
+        agrees: the function agrees with `attention` in every probe.
+        mistakes: names in `mistakes.MISTAKES` that together explain every
+            probe; () where no known mistakes do.
+        alternatives: other mistakes that explain the probes as well, since no
+            probe that the function allows tells them apart.
+        probes: the probes that were tried, and how the function differs in
+            each; "" where it agrees.
+        untried: the probes that were not tried, and why.
     """
 
     agrees: bool
-    faults: tuple[str, ...]
-    instead: tuple[tuple[str, ...], ...]
+    mistakes: tuple[str, ...]
+    alternatives: tuple[tuple[str, ...], ...]
     probes: dict[str, str]
     untried: dict[str, str]
 
@@ -60,12 +67,13 @@ class Diagnosis:
         differing = {name: how for name, how in self.probes.items() if how}
         if self.agrees:
             yield "It agrees with attention in all that was tried."
-        elif self.faults:
-            for name in self.faults:
-                title, page = WRONG[name].chapter
+        elif self.mistakes:
+            for name in self.mistakes:
+                title, page = MISTAKES[name].chapter
                 yield f"It {name}. Read “{title}”, {page}."
-            for names in self.instead:
-                yield f"Or it {' and '.join(names)}: no probe tells."
+            for names in self.alternatives:
+                either = " and ".join(names)
+                yield f"Or it {either}: no probe tells the two apart."
             for name, how in differing.items():
                 if how.startswith("it "):
                     yield f"In the probe “{name}” {how}."
@@ -78,45 +86,53 @@ class Diagnosis:
             yield f"First, in the probe “{first}”: {how}."
             yield f"Differs in: {', '.join(differing)}."
         same = [name for name in self.probes if name not in differing]
-        if same and not self.faults:
+        if same and not self.mistakes:
             yield f"Agrees in: {', '.join(same)}."
         reasons: dict[str, list[str]] = {}
         for name, why in self.untried.items():
             reasons.setdefault(why, []).append(name)
-        no_word = [why[8:] for why in reasons if why.startswith("no word ")]
-        if self.untried and not self.faults:
-            said = [
+        prefix = "no option "
+        missing = [
+            why.removeprefix(prefix)
+            for why in reasons
+            if why.startswith(prefix)
+        ]
+        if self.untried and not self.mistakes:
+            parts = [
                 f"{', '.join(names)} ({why})"
                 for why, names in reasons.items()
-                if not why.startswith("no word ")
+                if not why.startswith(prefix)
             ]
-            said += [f"what has the words {', '.join(no_word)}"] * any(no_word)
-            yield f"Not tried: {'; '.join(said)}."
+            if missing:
+                parts.append(f"the options {', '.join(missing)}")
+            yield f"Not tried: {'; '.join(parts)}."
 
 
 def diagnose(fn: Attend, **fixed: Any) -> Diagnosis:
     """Say which known mistake a function makes, or that it agrees.
 
-    It is called with tensors, float32, and with those words of `textbook` that
-    it has a parameter for; is_causal, attn_mask, dropout_p and num_heads are
-    understood too. A word that it has no parameter for is not tried, unless it
-    is given here.
+    The function is called with float32 tensors and with those options of
+    `textbook` that are among its parameters, where is_causal, attn_mask,
+    dropout_p and num_heads count too. Other options are tried only if they are
+    given here.
 
     Args:
-        fn: a function of query, key and value; of two tensors, what asks and
-            what is asked; or of one that attends to itself; or a module. Of
-            the shapes (B, H, L, D), (L, D) and (B, L, D) it is given the first
-            that it takes; with n_heads, (B, L, H * D).
-        fixed: words that hold in every call, such as causal=True for a
-            function that is always causal. fn is given them if it takes them.
-            dtype=torch.float16 or torch.bfloat16 tries that as well.
+        fn: a function or module of query, key and value; of two tensors, query
+            and key, which is also the value; or of one, for self-attention. Of
+            the shapes (B, H, L, D), (L, D) and (B, L, D) it gets the first
+            that it accepts; with n_heads, (B, L, H * D).
+        fixed: options that hold in every call, such as causal=True for a
+            function that is always causal; passed to fn if it has such a
+            parameter. dtype=torch.float16 or torch.bfloat16 tries that dtype
+            as well.
 
     Returns:
         A `Diagnosis`, which prints as sentences.
 
     Raises:
-        TypeError: fn is not callable, or a word is none.
-        ValueError: fn needs parameters that are neither tensors nor words.
+        TypeError: fn is not callable, or an option is unknown.
+        ValueError: fn requires a parameter that is neither a tensor nor an
+            option.
 
     Example:
         >>> import torch
@@ -132,12 +148,13 @@ def diagnose(fn: Attend, **fixed: Any) -> Diagnosis:
     """
     if not callable(fn):
         raise argument_error("fn", "be a function", type_name(fn), TypeError)
-    for word in fixed:
-        if word not in (*WORDS, "dtype"):
-            known = ", ".join((*WORDS, "dtype"))
-            raise TypeError(f"{word!r} is no word of diagnose: {known}")
+    known = (*OPTIONS, "dtype")
+    for option in fixed:
+        if option not in known:
+            rule = f"be one of {', '.join(known)}"
+            raise argument_error("option", rule, repr(option), TypeError)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on so little a second one only waits
+    torch.set_num_threads(1)  # for tiny inputs a second thread is overhead
     try:
         return _diagnose(Call(fn, fixed))
     finally:
@@ -152,63 +169,75 @@ def _diagnose(call: Call) -> Diagnosis:
     for probe in PROBES:
         if probe.form and call.form != FORMS[0]:
             continue
-        if why := call.cannot(probe):
+        if why := call.unsupported(probe):
             untried[probe.name] = why
             continue
         case = Case(probe, call)
-        if isinstance(case.found, Exception) and probe.optional:
+        if isinstance(case.result, Exception) and probe.optional:
             untried[probe.name] = case.difference()
         else:
             cases.append(case)
     probes = {case.probe.name: case.difference() for case in cases}
-    ways = _explain([c for c in cases if isinstance(c.found, dict)])
-    names = [tuple(fault.name for fault in faults) for faults in ways]
+    sets = _explain([c for c in cases if isinstance(c.result, dict)])
+    names = [tuple(mistake.name for mistake in found) for found in sets]
     return Diagnosis(
         agrees=not any(probes.values()),
-        faults=names[0] if names else (),
-        instead=tuple(names[1:]),
+        mistakes=names[0] if names else (),
+        alternatives=tuple(names[1:]),
         probes=probes,
         untried=untried,
     )
 
 
-def _explain(cases: list[Case]) -> list[tuple[Wrong, ...]]:
-    """The smallest sets of faults that do what the function does, in all."""
-    # Those in which it is wrong come first, for there most guesses end.
+def _explain(cases: list[Case]) -> list[tuple[Mistake, ...]]:
+    """The smallest sets of mistakes that explain every case."""
+    # Cases that differ come first, since most candidates fail there.
     cases = sorted(cases, key=lambda case: not case.difference())
-    known, order = list(WRONG.values()), list(WRONG)
+    known, order = list(MISTAKES.values()), list(MISTAKES)
 
-    def reach(faults: tuple[Wrong, ...]) -> int:
-        failing = (n for n, case in enumerate(cases) if not case.shows(faults))
+    def n_explained(mistakes: tuple[Mistake, ...]) -> int:
+        """How many cases, from the first on, these mistakes explain."""
+        failing = (
+            n for n, x in enumerate(cases) if not x.explained_by(mistakes)
+        )
         return next(failing, len(cases))
 
-    best: list[tuple[Wrong, ...]] = [()]
-    far = reach(())
-    while far < len(cases):
-        starts = [*best, *((*way, WRONG[x]) for way in best for x in ASLEEP)]
+    best: list[tuple[Mistake, ...]] = [()]
+    done = n_explained(())
+    while done < len(cases):
+        dormant = [(*x, MISTAKES[name]) for x in best for name in DORMANT]
+        starts = [*best, *dormant]
         for n in (1, 2, 3):  # the fewest more that explain the next case
-            seen = [x for x in known if n == 1 or cases[far].changes((x,))]
-            if len(starts) * math.comb(len(seen), n) > TRIES:
+            more = [x for x in known if n == 1 or cases[done].reveals((x,))]
+            if len(starts) * math.comb(len(more), n) > TRIES:
                 return []
-            ways = [
-                way
-                for faults in starts
-                for more in combinations(seen, n)
-                if (way := (*faults, *more))
-                and len({x.step for x in way}) == len(way)
+            candidates = [
+                candidate
+                for start in starts
+                for added in combinations(more, n)
+                if (candidate := (*start, *added))
+                and len({x.step for x in candidate}) == len(candidate)
             ]
-            reached = [reach(faults) for faults in ways]
-            if max(reached) > far:
+            explained = [n_explained(candidate) for candidate in candidates]
+            if max(explained) > done:
                 break
         else:
             return []
-        ends = {w: n for w, n in zip(ways, reached, strict=True) if n > far}
-        fewest = min(len(faults) for faults in ends)
-        far = max(n for faults, n in ends.items() if len(faults) == fewest)
-        best = [w for w, n in ends.items() if (len(w), n) == (fewest, far)]
-    sets: set[tuple[Wrong, ...]] = {
-        tuple(sorted(faults, key=lambda x: order.index(x.name)))
-        for faults in best
-        if faults
+        better = {
+            candidate: count
+            for candidate, count in zip(candidates, explained, strict=True)
+            if count > done
+        }
+        fewest = min(map(len, better))
+        done = max(count for x, count in better.items() if len(x) == fewest)
+        best = [
+            x
+            for x, count in better.items()
+            if (len(x), count) == (fewest, done)
+        ]
+    sets = {
+        tuple(sorted(mistakes, key=lambda x: order.index(x.name)))
+        for mistakes in best
+        if mistakes
     }
-    return sorted(sets, key=lambda way: [order.index(x.name) for x in way])
+    return sorted(sets, key=lambda found: [order.index(x.name) for x in found])

@@ -1,33 +1,31 @@
-# ruff: noqa: D102 - what a step computes, its name says
-"""Attention in steps, with all that this book adds to it.
+"""Attention step by step, with every option of this book.
 
-Each step is a method, so that one of them can be replaced by a wrong one. The
-words that `Steps` is made with, and so those of `wrong.right` and of every
-wrong attention:
+Each step is a method, so that `mistakes` can replace one of them. The options
+of `TextbookAttention`, and so of `textbook_attention` and of every mistake:
 
     mask          Boolean, True where a query may attend; (L, S), or each
                   dimension 1 or that of (B, H, L, S)
-    causal        bool: a query at position i sees the keys at up to i
-    window        how many keys a query sees, its own and those just before
-    lengths       integers (B,): how many keys of each batch row are real
-    scale         a number; None is 1 / sqrt(D)
+    causal        bool: position i attends to positions <= i
+    window        number of keys that a query attends to: its own and those
+                  just before
+    lengths       integers (B,): number of keys that are not padding
+    scale         factor of the dot products; None is 1 / sqrt(D)
     softcap       a number c: scaled scores become c tanh(score / c)
-    alibi         bool: alibi_slopes(H)[h] |q - k| is taken off after that
-    rotary        "half" or "interleaved": how queries and keys are paired to
-                  be turned, all D numbers of them, with base 10000
+    alibi         bool: alibi_slopes(H)[h] |q - k| is subtracted after that
+    rotary        "half" or "interleaved": the pairing of queries and keys,
+                  of which all D components are rotated, with base 10000
     dropout       probability with which each weight is dropped
     query_offset  position of the first query, where the first key's is 0; None
                   is 0, also where L and S differ
     return_lse    bool: return (out, natural log-sum-exp (B, H, L))
-    n_heads       H, where tensors come and go as (B, L, H * D) and so on
+    n_heads       H, where the tensors are (B, L, H * D) and so on
 
 Without n_heads the tensors are (L, D), (B, L, D) or (B, H, L, D), where keys
-and values may have fewer heads. Several masks hide what any of them hides. A
-query that sees nothing gets zeros and -inf; a key that no query sees has no
+and values may have fewer heads. Several masks are combined by "and". A fully
+masked query gets zeros and -inf; a key that no query attends to has no
 influence, even where it is NaN.
 
-Nothing is checked here: `attention` is what to use, and these steps are what
-to compare with.
+Nothing is validated here: use `attention`, and compare with these steps.
 """
 
 import math
@@ -49,8 +47,8 @@ Out: TypeAlias = Tensor | tuple[Tensor, Tensor]
 
 
 @dataclass
-class Steps:
-    """Attention in steps, each of which can be replaced by a wrong one."""
+class TextbookAttention:
+    """Attention in steps, each of which a `Mistake` can replace."""
 
     mask: Tensor | None = None
     causal: bool = False
@@ -67,79 +65,101 @@ class Steps:
 
     def run(self, *tensors: Tensor) -> Out:
         """Take query, key and value through all steps, in their order."""
-        query, key, value = self.take(*tensors)
+        query, key, value = self.prepare(*tensors)
         self.rank, self.key_shape = query.dim(), key.shape
         D = query.shape[-1] // (self.n_heads or 1)
         n_heads = self.n_heads, *[self.n_heads and key.shape[-1] // D] * 2
         self.query, self.key, self.value = (
-            self.split(self.widen(as_heads(x, n)))
+            self.split_heads(self.upcast(as_heads(x, n)))
             for x, n in zip((query, key, value), n_heads, strict=True)
         )  # (B, H, L, D), (B, H_kv, S, D), (B, H_kv, S, Dv)
         (_, self.H, self.L, self.D), self.S = self.query.shape, key.shape[-2]
-        self.key, self.value = self.share(self.key), self.share(self.value)
-        self.row, self.k = torch.arange(self.L)[:, None], torch.arange(self.S)
-        self.q = self.row + self.start()  # (L, 1)
-        self.seen = self.may_see()  # (B or 1, H or 1, L, S)
-        self.key, self.value = self.clear(self.key), self.clear(self.value)
+        self.key = self.repeat_kv(self.key)  # (B, H, S, D)
+        self.value = self.repeat_kv(self.value)  # (B, H, S, Dv)
+        self.row = torch.arange(self.L)[:, None]  # (L, 1)
+        self.q = self.row + self.query_start()  # (L, 1)
+        self.k = torch.arange(self.S)  # (S,)
+        self.allowed = self.combined_mask()  # (B or 1, H or 1, L, S)
+        self.key = self.clear_masked(self.key)
+        self.value = self.clear_masked(self.value)
         if self.rotary:
-            self.query, self.key, self.value = self.turn(
+            self.query, self.key, self.value = self.apply_rotary(
                 self.query, self.key, self.value
             )
-        out = self.join(self.attend()).to(query.dtype)  # (B, H, L, Dv)
+        out = self.join_heads(self.attend()).to(query.dtype)  # (B, H, L, Dv)
         if self.n_heads:
             out = out.transpose(1, 2).flatten(2)  # (B, L, H * Dv)
             return (out, self.lse()) if self.return_lse else out
-        out = out.reshape(*query.shape[:-1], -1)
-        lse = query.shape[:-1]
-        return (out, self.lse().reshape(lse)) if self.return_lse else out
+        out = out.reshape(*query.shape[:-1], -1)  # as query, but for Dv
+        shape = query.shape[:-1]
+        return (out, self.lse().reshape(shape)) if self.return_lse else out
 
-    def take(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def prepare(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Query, key and value as they are given."""
         return tensors
 
-    def widen(self, x: Tensor) -> Tensor:
+    def upcast(self, x: Tensor) -> Tensor:
+        """A tensor in float32 or wider."""
         return upcast(x)
 
-    def split(self, x: Tensor) -> Tensor:
-        return x  # (B, H, L, D)
+    def split_heads(self, x: Tensor) -> Tensor:
+        """Heads (B, H, L, D), which `as_heads` has already split."""
+        return x
 
-    def share(self, x: Tensor) -> Tensor:
+    def repeat_kv(self, x: Tensor) -> Tensor:
+        """Keys or values (B, H_kv, S, D), repeated to (B, H, S, D)."""
         return repeat_kv(x, self.H)
 
     # Masks: self.q and self.k are positions, (L, 1) and (S,).
-    def start(self) -> int:
+    def query_start(self) -> int:
+        """The position of the first query."""
         return self.query_offset or 0
 
-    def before(self) -> Tensor:
+    def causal_mask(self) -> Tensor:
+        """True for keys at or before the query, (L, S)."""
         return self.q >= self.k
 
-    def near(self, window: int) -> Tensor:
+    def window_mask(self, window: int) -> Tensor:
+        """True for keys in the query's window, (L, S)."""
         return (self.k <= self.q) & (self.q - self.k < window)
 
-    def real(self, lengths: Tensor) -> Tensor:
+    def padding_mask(self, lengths: Tensor) -> Tensor:
+        """True for keys that are not padding, (B, 1, 1, S)."""
         return self.k < lengths
 
-    def allowed(self, mask: Tensor) -> Tensor:
+    def given_mask(self, mask: Tensor) -> Tensor:
+        """The mask argument, True where a query may attend."""
         return mask
 
-    def may_see(self) -> Tensor:
-        seen = torch.ones(1, 1, self.L, self.S, dtype=torch.bool)
+    def combined_mask(self) -> Tensor:
+        """All masks together, (B or 1, H or 1, L, S)."""
+        allowed = torch.ones(1, 1, self.L, self.S, dtype=torch.bool)
         if self.mask is not None:
-            seen = seen & self.allowed(self.mask)
+            allowed = allowed & self.given_mask(self.mask)
         if self.causal:
-            seen = seen & self.before()
+            allowed = allowed & self.causal_mask()
         if self.window is not None:
-            seen = seen & self.near(self.window)
+            allowed = allowed & self.window_mask(self.window)
         if self.lengths is not None:
-            seen = seen & self.real(self.lengths[:, None, None, None])
-        return seen
+            lengths = self.lengths[:, None, None, None]  # (B, 1, 1, 1)
+            allowed = allowed & self.padding_mask(lengths)
+        return allowed
 
-    def clear(self, x: Tensor) -> Tensor:
-        return x.masked_fill(~self.seen.any(-2)[..., None], 0)
+    def clear_masked(self, x: Tensor) -> Tensor:
+        """Keys or values, zero where no query may attend."""
+        return x.masked_fill(~self.allowed.any(-2)[..., None], 0)
 
-    def turn(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-        return self.by(q, self.query_offset or 0), self.by(k), v
+    def apply_rotary(
+        self, q: Tensor, k: Tensor, v: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Query and key rotated by their positions, and the value."""
+        return (
+            self.rotate_one(q, self.query_offset or 0),
+            self.rotate_one(k),
+            v,
+        )
 
-    def by(
+    def rotate_one(
         self,
         x: Tensor,
         first: int = 0,
@@ -148,77 +168,97 @@ class Steps:
         base: float = 10000.0,
         sign: int = 1,
     ) -> Tensor:
-        """The vectors, turned by their positions, or in the other pairs."""
-        where = sign * (first + torch.arange(x.shape[-2], dtype=torch.float64))
-        angles = where[:, None] * frequencies("D", x.shape[-1], base)
-        hands = angles.cos().to(x), angles.sin().to(x)  # (L, D / 2)
+        """Vectors rotated by their positions, or with the other pairing."""
+        p = sign * (first + torch.arange(x.shape[-2], dtype=torch.float64))
+        angles = p[:, None] * frequencies("D", x.shape[-1], base)  # (L, D / 2)
+        cos, sin = angles.cos().to(x), angles.sin().to(x)
         half = (self.rotary == "half") != other
-        return rotate(x, *hands, pairing="half" if half else "interleaved")
+        return rotate(x, cos, sin, pairing="half" if half else "interleaved")
 
     # Scores, (B, H, L, S).
-    def match(self) -> Tensor:
-        return self.query @ self.key.mT
+    def dot_products(self) -> Tensor:
+        """Query times key."""
+        return self.query @ self.key.mT  # (B, H, L, S)
 
-    def usual(self) -> float:
+    def default_scale(self) -> float:
+        """The scale where none is given."""
         return 1 / math.sqrt(self.D)
 
-    def factor(self) -> float | int:
-        return self.usual() if self.scale is None else self.scale
+    def scale_factor(self) -> float | int:
+        """The scale."""
+        return self.default_scale() if self.scale is None else self.scale
 
-    def bend(self, s: Tensor) -> Tensor:
+    def apply_softcap(self, s: Tensor) -> Tensor:
+        """Scores kept between -softcap and softcap, if there is one."""
         c = self.softcap
         return s if c is None else c * torch.tanh(s / c)
 
     def slopes(self) -> Tensor:
+        """ALiBi's slope of each head, (H,)."""
         return alibi_slopes(self.H)
 
-    def apart(self) -> Tensor:
+    def distance(self) -> Tensor:
+        """Between the positions of query and key, (L, S)."""
         return (self.q - self.k).abs()
 
-    def lean(self, s: Tensor) -> Tensor:
-        return s - self.slopes()[:, None, None] * self.apart()
+    def add_alibi(self, s: Tensor) -> Tensor:
+        """Scores less slope times distance."""
+        return s - self.slopes()[:, None, None] * self.distance()
 
-    def bias(self, s: Tensor) -> Tensor:
-        return self.lean(s) if self.alibi else s
+    def add_bias(self, s: Tensor) -> Tensor:
+        """Scores with ALiBi's bias, if it is asked for."""
+        return self.add_alibi(s) if self.alibi else s
 
-    def modify(self) -> Tensor:
-        return self.bias(self.bend(self.match() * self.factor()))
+    def modified_scores(self) -> Tensor:
+        """Scaled scores with softcap and bias, before the mask."""
+        scaled = self.dot_products() * self.scale_factor()
+        return self.add_bias(self.apply_softcap(scaled))
 
-    def hide(self, s: Tensor) -> Tensor:
-        return s.masked_fill(~self.seen, -math.inf)
+    def mask_scores(self, s: Tensor) -> Tensor:
+        """Scores, -inf where a query may not attend."""
+        return s.masked_fill(~self.allowed, -math.inf)
 
-    def final(self) -> Tensor:
-        return self.hide(self.modify())
+    def scores(self) -> Tensor:
+        """The scores that the softmax takes."""
+        return self.mask_scores(self.modified_scores())
 
-    # Weights, and what is made of them.
-    def axis(self) -> int:
+    # Weights (B, H, L, S) and output (B, H, L, Dv).
+    def softmax_dim(self) -> int:
+        """The dimension along which weights sum to 1."""
         return -1
 
-    def share_out(self, s: Tensor) -> Tensor:
-        return softmax(s, self.axis())
+    def softmax(self, s: Tensor) -> Tensor:
+        """Scores to weights."""
+        return softmax(s, self.softmax_dim())
 
     def weights(self) -> Tensor:
-        return self.share_out(self.final())
+        """The weights before dropout."""
+        return self.softmax(self.scores())
 
     def drop(self, w: Tensor) -> Tensor:
+        """Weights dropped with probability p, the others over 1 - p."""
         return F.dropout(w, self.dropout)
 
-    def thin(self, w: Tensor) -> Tensor:
+    def apply_dropout(self, w: Tensor) -> Tensor:
+        """Weights after dropout, if it is asked for."""
         return self.drop(w) if self.dropout else w
 
     def attend(self) -> Tensor:
-        return self.thin(self.weights()) @ self.value
+        """Weights times value."""
+        return self.apply_dropout(self.weights()) @ self.value
 
     def lse(self) -> Tensor:
-        return logsumexp(self.final())
+        """The log-sum-exp of the scores, (B, H, L)."""
+        return logsumexp(self.scores())
 
-    def join(self, out: Tensor) -> Tensor:
-        return out  # (B, H, L, Dv)
+    def join_heads(self, out: Tensor) -> Tensor:
+        """The output (B, H, L, Dv), whose heads `run` joins."""
+        return out
 
 
 def as_heads(x: Tensor, n_heads: int | None) -> Tensor:
-    """Any of the shapes that the tensors may have, as (B, H, L, D)."""
+    """A tensor of any of the accepted shapes, as (B, H, L, D)."""
     if n_heads:
-        split: Tensor = x.unflatten(-1, (n_heads, -1))
-        return split.transpose(1, 2)
+        heads: Tensor = x.unflatten(-1, (n_heads, -1))  # (B, L, H, D)
+        return heads.transpose(1, 2)
     return x if x.dim() == 4 else x[:, None] if x.dim() == 3 else x[None, None]

@@ -8,7 +8,9 @@ import math
 from collections.abc import Sequence
 from itertools import chain, combinations
 from operator import mul
+from typing import Any
 
+import torch
 from jaxtyping import Bool, Real
 from torch import Tensor
 
@@ -24,7 +26,7 @@ from attention.pictures.canvas import (
     vector,
     width_of,
 )
-from attention.validation import argument_error, check_labels, check_numbers
+from attention.validation import argument_error, type_name
 
 __all__ = ["Figure", "heatmap", "vectors", "weighted_sum"]
 
@@ -68,9 +70,9 @@ def heatmap(
         Heatmap: 2 rows (query) by 2 columns (key), from 0 to 1.
         Largest in each row: a: c 1; b: d 1.
     """
-    table = check_numbers("matrix", matrix, 2)
-    check_labels("rows", rows, matrix.shape, 0)
-    check_labels("columns", columns, matrix.shape, 1)
+    table = _check_numbers("matrix", matrix, 2)
+    _check_labels("rows", rows, matrix.shape, 0)
+    _check_labels("columns", columns, matrix.shape, 1)
     entries = list(chain(*table))
     finite = [x for x in entries if math.isfinite(x)]
     extent = min(finite, default=0.0), max(finite, default=0.0)
@@ -136,8 +138,8 @@ def vectors(
         a (1.00, 0.00); b (0.00, 1.00).
         Closest tips: a and b.
     """
-    table = check_numbers("matrix", matrix, 2, finite=True)
-    check_labels("labels", labels, matrix.shape, 0)
+    table = _check_numbers("matrix", matrix, 2, finite=True)
+    _check_labels("labels", labels, matrix.shape, 0)
     if len(set(axes)) != 2 or not set(axes) <= set(range(matrix.shape[1])):
         rule = "two different columns, counted from 0, of matrix"
         raise ValueError(f"axes={axes} must be {rule} {tuple(matrix.shape)}")
@@ -222,9 +224,9 @@ def weighted_sum(
         Weighted sum: context vector (0.25, 0.75)
         = 0.25 a (1.00, 0.00) + 0.75 b (0.00, 1.00).
     """
-    shares = check_numbers("weights", weights, 1, finite=True)
-    table = check_numbers("values", values, 2, finite=True)
-    check_labels("labels", labels, values.shape, 0)
+    shares = _check_numbers("weights", weights, 1, finite=True)
+    table = _check_numbers("values", values, 2, finite=True)
+    _check_labels("labels", labels, values.shape, 0)
     if len(shares) != len(table):
         rule = f"hold one for each row of values {tuple(values.shape)}"
         raise argument_error("weights", rule, len(shares))
@@ -258,3 +260,32 @@ def weighted_sum(
     canvas.cells((left, y), width, result, extent)
     alt = f"{title}: {result_label} {vector(result)} = {' + '.join(terms)}."
     return canvas.figure((0, 0), (right, y + ROW / 2), title, alt)
+
+
+def _check_numbers(
+    name: str, x: object, dims: int, *, finite: bool = False
+) -> Any:
+    """Raise unless x can be drawn; return its entries as nested lists."""
+    if not isinstance(x, Tensor) or x.is_complex():
+        raise argument_error(
+            name, "be a tensor of real numbers", type_name(x), TypeError
+        )
+    if x.dim() != dims or x.numel() == 0:
+        rule = f"have {dims} dimension{'s' * (dims > 1)}, none of size 0"
+        raise argument_error(name, rule, f"shape {tuple(x.shape)}")
+    if finite and not x.isfinite().all():
+        raise argument_error(name, "be finite", x[~x.isfinite()][0].item())
+    return x.double().tolist()
+
+
+def _check_labels(
+    name: str, labels: Sequence[str], shape: torch.Size, dim: int
+) -> None:
+    """Raise unless there is one string for each entry of a dimension."""
+    if isinstance(labels, str) or not all(isinstance(x, str) for x in labels):
+        raise argument_error(
+            name, "be a list of strings", repr(labels), TypeError
+        )
+    if len(labels) != shape[dim]:
+        rule = f"hold {shape[dim]} labels for shape {tuple(shape)}"
+        raise argument_error(name, rule, len(labels))

@@ -1,9 +1,9 @@
-"""A place written as a vector, to be added to a token's.
+"""Absolute positions: a vector for each position, added to the token's.
 
     code[p, 2i]     = sin(p w_i)
     code[p, 2i + 1] = cos(p w_i),    w_i = base^(-2i / d_model)
 
-or a table with one row for each place, which learns.
+or a learned table with one row for each position.
 
 Sources: Vaswani et al., "Attention is all you need" (2017), section 3.5; for a
 table, Gehring et al., "Convolutional sequence to sequence learning" (2017),
@@ -30,22 +30,22 @@ from attention.validation import (
 def sinusoidal(
     positions: Num[Tensor, "*n"], d_model: int, *, base: float | int = 10000.0
 ) -> Float[Tensor, "*n d_model"]:
-    """The sinusoidal code of each position: d_model / 2 clock hands.
+    """Sinusoidal position embedding: sines and cosines of d_model / 2 angles.
 
     Args:
-        positions: where the tokens stand; integers or not, of any shape.
-        d_model: numbers in a code; even.
-        base: the hands turn by 1, base^(-2 / d_model), base^(-4 / d_model) ...
-            radians from one position to the next.
+        positions: real numbers, of any shape.
+        d_model: size of an embedding; even.
+        base: the frequencies are 1, base^(-2 / d_model), base^(-4 / d_model)
+            ... radians per position.
 
     Returns:
-        Codes (*n, d_model): at 2i the sine of hand i, at 2i + 1 its cosine.
-        float64 where positions are, else float32; the angles are computed in
-        float64.
+        Embeddings (*n, d_model): at 2i the sine of angle i, at 2i + 1 its
+        cosine. float64 where positions are, else float32; the angles are
+        computed in float64.
 
     Raises:
-        TypeError, ValueError: positions is no tensor of real numbers, d_model
-            is not even, or base not above 0.
+        TypeError, ValueError: positions is not a tensor of real numbers,
+            d_model is odd, or base is not above 0.
 
     Source:
         Vaswani et al. (2017), section 3.5; our p is their pos.
@@ -68,8 +68,8 @@ def sinusoidal(
         raise argument_error(
             "positions", rule, type_name(positions), TypeError
         )
-    hands = frequencies("d_model", d_model, base).to(positions.device)
-    angles = positions.double()[..., None] * hands  # (*n, d_model / 2)
+    inv_freq = frequencies("d_model", d_model, base).to(positions.device)
+    angles = positions.double()[..., None] * inv_freq  # (*n, d_model / 2)
     codes = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
     return codes if positions.dtype == torch.float64 else codes.float()
 
@@ -78,32 +78,32 @@ def sinusoidal(
 
 
 def frequencies(name: str, size: int, base: float | int) -> Tensor:
-    """Radians that each of size / 2 hands turns a position, in float64."""
+    """Radians per position of size / 2 angles, base^(-2i / size), float64."""
     check_even(**{name: size})
     pairs = torch.arange(0, size, 2, dtype=torch.float64, device="cpu")
-    speeds: Tensor = check_number("base", base) ** -(pairs / size)
-    return speeds
+    inv_freq: Tensor = check_number("base", base) ** -(pairs / size)
+    return inv_freq
 
 
 # --8<-- [start:LearnedPositions]
 class LearnedPositions(nn.Module):
-    """A table with one vector for each position, added to the tokens.
+    """Learned position embedding, added to the tokens.
 
     Args:
-        n_positions: rows of the table: how far it knows the way.
-        d_model: numbers a token comes with.
+        n_positions: rows of the table: the longest sequence.
+        d_model: size of a token's vector.
 
     Raises:
-        TypeError, ValueError: a size is no integer, or below 1; in forward, x
-            is not (L, d_model) or (B, L, d_model) of the table's dtype, or a
-            token stands before the table's first row or past its last.
+        TypeError, ValueError: a size is not an integer, or is below 1; in
+            forward, x is not (L, d_model) or (B, L, d_model) of the table's
+            dtype, or a position is not a row of the table.
 
     Example:
         >>> import torch
         >>> from attention import LearnedPositions
-        >>> places = LearnedPositions(n_positions=8, d_model=3)
+        >>> embedding = LearnedPositions(n_positions=8, d_model=3)
         >>> x = torch.zeros(2, 3)
-        >>> torch.equal(places(x, offset=5), places.table.weight[5:7])
+        >>> torch.equal(embedding(x, offset=5), embedding.table.weight[5:7])
         True
     """
 
@@ -115,11 +115,11 @@ class LearnedPositions(nn.Module):
     def forward(
         self, x: Float[Tensor, "*batch L d_model"], *, offset: Offset = 0
     ) -> Float[Tensor, "*batch L d_model"]:
-        """Each token, and the row of its position.
+        """Add to each token the row of its position.
 
         Args:
             x: tokens (L, d_model) or (B, L, d_model).
-            offset: the position of the first token, an int or, with a batch,
+            offset: position of the first token, an int or, for a batch,
                 integers (B,).
 
         Returns:
@@ -128,7 +128,7 @@ class LearnedPositions(nn.Module):
         check_sequence("x", x, self.table.weight, "d_model")
         start = check_start("offset", offset, x)
         rows = positions(start, x.shape[-2], x.device)
-        # Compiled code cannot look; there torch.nn.Embedding raises.
+        # Compiled code cannot read values; there torch.nn.Embedding raises.
         if not torch.compiler.is_compiling():
             last = self.table.num_embeddings - 1
             outside = rows[(rows < 0) | (rows > last)]

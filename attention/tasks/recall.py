@@ -1,13 +1,12 @@
-"""Associative recall: the small task on which the book tries its layers.
+"""Associative recall: the small task on which the book trains its layers.
 
-A list of pairs, each a key token and then a value token, is followed by one of
-its keys; the answer is the value that stood beside it:
+A list of pairs, each a key token and a value token, is followed by one of its
+keys; the answer is the value of that pair:
 
     k3 v1  k0 v7  k5 v2  k6 v7  k0   ->   v7
 
-Tokens and places are fixed random vectors, and so are those that the answer is
-compared with. What learns is the layers alone, which may also be left to tell
-places by themselves.
+The embeddings of tokens, positions and answers are fixed random vectors; only
+the layers are trained.
 
 Sources: Ba et al., "Using fast weights to attend to the recent past" (2016),
 section 4.1; Arora et al., "Zoology" (2023).
@@ -23,7 +22,6 @@ from torch.nn.functional import cross_entropy, layer_norm
 from attention.validation import argument_error, check_sizes
 
 
-# --8<-- [start:recall_batch]
 def recall_batch(
     n: int,
     *,
@@ -32,21 +30,21 @@ def recall_batch(
     n_values: int = 8,
     generator: Generator | None = None,
 ) -> tuple[Integer[Tensor, "n length"], Integer[Tensor, "n"]]:
-    """Lists of pairs, each followed by one of its keys, and the answers.
+    """Random lists of pairs, each followed by one of its keys, and answers.
 
     Args:
-        n: how many lists.
-        n_pairs: pairs in a list; at most n_keys, for no key comes twice.
-        n_keys: different keys, the tokens 0 to n_keys - 1.
-        n_values: different values, the tokens from n_keys on.
-        generator: where the random numbers come from; None is torch's own.
+        n: number of lists.
+        n_pairs: pairs in a list; at most n_keys, as a list's keys differ.
+        n_keys: number of keys, the tokens 0 to n_keys - 1.
+        n_values: number of values, the tokens from n_keys on.
+        generator: source of the random numbers; None is torch's own.
 
     Returns:
         Tokens (n, 2 n_pairs + 1), and answers (n,) from 0 to n_values - 1.
 
     Raises:
-        TypeError, ValueError: a size is no integer, or below 1; n_pairs is
-            above n_keys.
+        TypeError, ValueError: a size is not an integer, or is below 1; n_pairs
+            is above n_keys.
 
     Example:
         >>> import torch
@@ -59,15 +57,12 @@ def recall_batch(
     if n_pairs > n_keys:
         raise ValueError(f"n_pairs={n_pairs} must be at most n_keys={n_keys}")
     shuffled = torch.rand(n, n_keys, generator=generator).argsort(1)
-    keys = shuffled[:, :n_pairs]
+    keys = shuffled[:, :n_pairs]  # (n, n_pairs)
     values = torch.randint(n_values, (n, n_pairs), generator=generator)
     asked = torch.randint(n_pairs, (n, 1), generator=generator)
-    pairs = torch.stack([keys, n_keys + values], dim=2).flatten(1)
-    tokens = torch.cat([pairs, keys.gather(1, asked)], dim=1)
+    pairs = torch.stack([keys, n_keys + values], dim=2)  # (n, n_pairs, 2)
+    tokens = torch.cat([pairs.flatten(1), keys.gather(1, asked)], dim=1)
     return tokens, values.gather(1, asked)[:, 0]
-
-
-# --8<-- [end:recall_batch]
 
 
 # --8<-- [start:train_recall]
@@ -77,30 +72,31 @@ def train_recall(
     steps: int = 300,
     n_layers: int = 2,
     d_model: int = 64,
-    places: bool = True,
+    positional: bool = True,
     seed: int = 0,
 ) -> float:
-    """Train layers on associative recall, and say how often they are right.
+    """Train layers on associative recall, and return their accuracy.
 
-    Each layer's output is added to its input, which is normalised before. The
-    last token's vector is compared with one fixed vector for each value.
+    Each layer normalises its input (layer norm) and adds its output to it (a
+    residual connection). The last token's vector is compared with one fixed
+    vector for each value.
 
     Args:
-        layer: makes a module that maps (B, L, d_model) to the same shape; it
-            is called n_layers times.
+        layer: a function that makes a module of (B, L, d_model) to the same
+            shape; it is called n_layers times.
         steps: steps of Adam, each on 128 new lists.
-        n_layers: how many layers, one after the other.
-        d_model: numbers of a token.
-        places: add a fixed random vector to a token for where it stands.
-        seed: of everything random. torch's own generator is left as it was.
+        n_layers: number of layers.
+        d_model: size of a token's vector.
+        positional: add a fixed random vector for each position.
+        seed: seed of everything; torch's own generator is left unchanged.
 
     Returns:
         The share of right answers on 2000 other lists. Guessing gives 1/8, and
-        always saying the list's most frequent value about 0.4.
+        the list's most frequent value about 0.4.
 
     Raises:
-        TypeError, ValueError: layer is no function that makes such modules, or
-            a size is no integer, or below 1.
+        TypeError, ValueError: layer is not a function that makes such modules,
+            or a size is not an integer, or is below 1.
 
     Example:
         >>> from torch import nn
@@ -118,7 +114,7 @@ def train_recall(
         if not all(isinstance(made, nn.Module) for made in layers):
             got = [type(made).__name__ for made in layers]
             raise argument_error("layer", "make a module", got, TypeError)
-        model = _Model(layers, d_model, places)
+        model = _Model(layers, d_model, positional)
         learned = list(model.parameters())
         optimizer = torch.optim.Adam(learned, lr=3e-3) if learned else None
         for _ in range(steps):
@@ -130,35 +126,35 @@ def train_recall(
                 optimizer.step()
         tokens, answers = recall_batch(2000)
     with torch.no_grad():
-        said: Tensor = model.eval()(tokens).argmax(-1)
-    return float((said == answers).double().mean())
+        predicted: Tensor = model.eval()(tokens).argmax(-1)  # (2000,)
+    return float((predicted == answers).double().mean())
 
 
 # --8<-- [end:train_recall]
 
 
 class _Model(nn.Module):
-    """Fixed vectors, then layers that learn, then a comparison."""
+    """Fixed embeddings, trained layers, and fixed vectors of the answers."""
 
     def __init__(
-        self, layers: list[nn.Module], d_model: int, places: bool
+        self, layers: list[nn.Module], d_model: int, positional: bool
     ) -> None:
         super().__init__()
         tokens, _ = recall_batch(1)
         self.layers = nn.ModuleList(layers)
         self.tokens = torch.randn(16, d_model)
-        self.places = torch.randn(tokens.shape[1], d_model) * places
+        self.positions = torch.randn(tokens.shape[1], d_model) * positional
         self.answers = torch.randn(8, d_model)
 
     def forward(
         self, tokens: Integer[Tensor, "n length"]
     ) -> Float[Tensor, "n n_values"]:
-        x: Tensor = self.tokens[tokens] + self.places  # (n, L, d_model)
+        x: Tensor = self.tokens[tokens] + self.positions  # (n, L, d_model)
         for layer in self.layers:
             out = layer(layer_norm(x, x.shape[-1:]))
             if out.shape != x.shape:
                 rule = f"keep the shape {tuple(x.shape)}"
                 raise argument_error("layer", rule, tuple(out.shape))
             x = x + out
-        said: Tensor = x[:, -1] @ self.answers.T / x.shape[-1] ** 0.5
-        return said
+        logits: Tensor = x[:, -1] @ self.answers.T / x.shape[-1] ** 0.5
+        return logits  # (n, n_values)

@@ -8,16 +8,22 @@ from torch import Tensor
 
 from attention import (
     RotaryEmbedding,
-    stretch_linear,
-    stretch_llama3,
-    stretch_ntk,
-    stretch_yarn,
+    rope_scaling_linear,
+    rope_scaling_llama3,
+    rope_scaling_ntk,
+    rope_scaling_yarn,
 )
 from trials import Numbers, State, Step, Trial, again, choose, enter, grab, press
 
 PAIRS = [0, 32, 48, 63]  # those that the page prints, of a head of 128
 N = 4096
-RULES = [None, stretch_linear(8), stretch_ntk(8), stretch_yarn(8, N), stretch_llama3(8, N)]
+RULES = [
+    None,
+    rope_scaling_linear(8),
+    rope_scaling_ntk(8),
+    rope_scaling_yarn(8, N),
+    rope_scaling_llama3(8, N),
+]
 PAIRINGS = ["interleaved", "half"]
 
 
@@ -26,9 +32,9 @@ def module(state: State, word: str, size: int) -> RotaryEmbedding:
     pairing: Any = PAIRINGS[state[f"{word}_pairing"]]
     if size == 2:
         return RotaryEmbedding(2, pairing=pairing)
-    whole = RotaryEmbedding(128, pairing=pairing, stretch=RULES[state["rule"]])
+    whole = RotaryEmbedding(128, pairing=pairing, scaling=RULES[state["rule"]])
     some = whole.frequencies[PAIRS], whole.attention_factor
-    return RotaryEmbedding(size, pairing=pairing, stretch=lambda _: some)
+    return RotaryEmbedding(size, pairing=pairing, scaling=lambda _: some)
 
 
 def turned(state: State, given: Any, word: str, on: int = 0) -> Tensor:
