@@ -1,11 +1,8 @@
-"""Biases: score mods that know how far apart a query and a key stand.
+"""Score mods: relative position biases, and logit soft-capping.
 
     T5      score + table[bucket(k - q), h]
     ALiBi   score - slope[h] |q - k|
     softcap cap tanh(score / cap)
-
-Softcap is no matter of positions; it stands here because it is a score mod
-too.
 
 Sources: Raffel et al., "Exploring the limits of transfer learning with a
 unified text-to-text transformer" (2020), section 2.1, and its released code;
@@ -36,33 +33,30 @@ def t5_buckets(
     max_distance: int = 128,
     bidirectional: bool = True,
 ) -> Int[Tensor, "*n"]:
-    """The bucket of each distance: exact when near, wider when farther.
+    """T5's bucket of each relative position: exact, then logarithmic.
 
-    Half of the buckets hold one distance each, 0, 1, 2 ...; the others divide
-    the way from there to max_distance evenly in its logarithm. What is farther
-    shares the last. Of a direction with n buckets, e = n // 2 of them exact:
+    With n buckets for a direction, of which e = n // 2 are exact:
 
         bucket(d) = d                                       where d < e
         bucket(d) = e + (n - e) ln(d / e) / ln(max / e)     rounded down
 
     Args:
-        relative_position: kv_idx - q_idx; negative is before the query.
-        n_buckets: buckets in all, from 2, or from 4 if bidirectional.
-        max_distance: the distance from which on all share a bucket; above the
-            distances that have one of their own.
-        bidirectional: keys after the query have half of the buckets, the
-            second. If not, they share the bucket of distance 0.
+        relative_position: kv_idx - q_idx, integers of any shape.
+        n_buckets: number of buckets, at least 2, or 4 if bidirectional.
+        max_distance: larger distances share the last bucket; above e.
+        bidirectional: keys after the query have the second half of the
+            buckets; if False, they share the bucket of distance 0.
 
     Returns:
         Buckets from 0 to n_buckets - 1, int64.
 
     Raises:
-        TypeError, ValueError: relative_position holds no integers, or a size
-            is out of range.
+        TypeError, ValueError: relative_position is not a tensor of integers,
+            or a size is out of range.
 
     Source:
-        Raffel et al. (2020), section 2.1, gives the idea, and their code the
-        formula, in float32, which decides where a bucket ends.
+        Raffel et al. (2020), section 2.1; the formula is that of their code,
+        in float32, on which the ends of the buckets depend.
 
     Example:
         >>> import torch
@@ -79,7 +73,7 @@ def t5_buckets(
     else:
         first = torch.zeros_like(relative_position)
         distance = (-relative_position).clamp(min=0)
-    # Distances that have a bucket of their own must not reach the logarithm.
+    # The logarithm of a distance with an exact bucket may be -inf.
     far = distance.clamp(min=exact).float()
     steps = (far / exact).log() / math.log(max_distance / exact) * (n - exact)
     wide = (exact + steps.long()).clamp(max=n - 1)
@@ -91,10 +85,9 @@ def t5_buckets(
 
 # --8<-- [start:T5Bias]
 class T5Bias(nn.Module):
-    """A learned number for each head and bucket of distances: a score mod.
+    """T5's relative position bias: a learned score mod.
 
-    T5 shares one among all its layers and, having no factor of
-    1 / sqrt(head_dim), is run with scale=1.0.
+    T5 shares one among all its layers, and has scale=1.0.
 
     Args:
         n_heads: heads of the queries.
@@ -103,14 +96,14 @@ class T5Bias(nn.Module):
         bidirectional: as in `t5_buckets`.
 
     Raises:
-        TypeError, ValueError: a size is no integer, or out of range.
+        TypeError, ValueError: a size is not an integer, or is out of range.
 
     Example:
         >>> import torch
         >>> from attention import T5Bias, attention_weights
         >>> bias = T5Bias(n_heads=1)
         >>> _ = bias.table.weight.data.zero_()
-        >>> bias.table.weight.data[1] = 1.0  # a key one place before
+        >>> bias.table.weight.data[1] = 1.0  # the previous key
         >>> x = torch.zeros(3, 2)
         >>> attention_weights(x, x, score_mod=bias)[2].detach()
         tensor([0.2119, 0.5761, 0.2119])
@@ -139,7 +132,7 @@ class T5Bias(nn.Module):
         q_idx: Integer[Tensor, "*#n"],
         kv_idx: Integer[Tensor, "*#n"],
     ) -> Float[Tensor, "*#n"]:
-        """The score, and the number of its head and bucket."""
+        """Add to the score the bias of its head and bucket."""
         bucket = t5_buckets(
             kv_idx - q_idx,
             n_buckets=self.n_buckets,
@@ -154,10 +147,10 @@ class T5Bias(nn.Module):
 
 # --8<-- [start:alibi_slopes]
 def alibi_slopes(n_heads: int) -> Float[Tensor, "n_heads"]:
-    """ALiBi's slopes: from 2^(-8 / n) down to 2^-8, in equal ratios.
+    """ALiBi's slopes: a geometric sequence from 2^(-8 / n) to 2^-8.
 
-    Where n_heads is no power of two, the slopes of the next lower power come
-    first, then every other one of the next higher, as many as are missing.
+    Where n_heads is not a power of 2, the slopes of the next lower power come
+    first, then every other slope of the next higher power.
 
     Args:
         n_heads: heads of the queries.
@@ -165,9 +158,12 @@ def alibi_slopes(n_heads: int) -> Float[Tensor, "n_heads"]:
     Returns:
         Slopes (n_heads,), float32, above 0.
 
+    Raises:
+        TypeError, ValueError: n_heads is not an integer, or is below 1.
+
     Source:
-        Press et al. (2022), section 3, and for other head counts their
-        released code. Bloom and MPT have the same slopes in the same order.
+        Press et al. (2022), section 3, and their released code. Bloom and MPT
+        have the same slopes in the same order.
 
     Example:
         >>> from attention import alibi_slopes
@@ -188,17 +184,17 @@ def alibi_slopes(n_heads: int) -> Float[Tensor, "n_heads"]:
 
 # --8<-- [start:alibi]
 def alibi(n_heads: int) -> ScoreMod:
-    """ALiBi as a score mod: each head takes off its slope for every place.
+    """ALiBi: attention with linear biases, as a score mod.
 
     Args:
         n_heads: heads of the queries.
 
     Returns:
-        The score mod, score - slope[h] |q_idx - kv_idx|. The paper has keys
-        before the query alone, where the two agree.
+        The score mod, score - slope[h] |q_idx - kv_idx|. The paper, which is
+        causal, has slope[h] (kv_idx - q_idx).
 
     Raises:
-        TypeError, ValueError: n_heads is no integer, or below 1.
+        TypeError, ValueError: n_heads is not an integer, or is below 1.
 
     Source:
         Press et al. (2022), section 3.
@@ -224,9 +220,8 @@ def alibi(n_heads: int) -> ScoreMod:
 # --8<-- [end:alibi]
 
 
-# --8<-- [start:softcap]
 def softcap(cap: float | int) -> ScoreMod:
-    """Score mod that keeps scores between -cap and cap, and small ones as is.
+    """Logit soft-capping: keeps scores between -cap and cap.
 
     Args:
         cap: a finite number above 0.
@@ -235,7 +230,7 @@ def softcap(cap: float | int) -> ScoreMod:
         The score mod, cap tanh(score / cap).
 
     Raises:
-        TypeError, ValueError: cap is no number, or out of range.
+        TypeError, ValueError: cap is not a finite number above 0.
 
     Source:
         Gemma Team (2024), section 2, "logit soft-capping".
@@ -256,13 +251,10 @@ def softcap(cap: float | int) -> ScoreMod:
     return capped
 
 
-# --8<-- [end:softcap]
-
-
 def _buckets_a_side(
     n_buckets: int, max_distance: int, bidirectional: bool
 ) -> int:
-    """Buckets for one direction, once the sizes are checked."""
+    """Number of buckets for one direction; checks the sizes."""
     check_sizes(4 if bidirectional else 2, n_buckets=n_buckets)
     check_sizes(max_distance=max_distance)
     n = n_buckets // 2 if bidirectional else n_buckets

@@ -1,20 +1,15 @@
-"""Masks as small functions: which query may attend to which key.
+"""Mask mods: functions that say which query may attend to which key.
 
-A mask mod takes the batch row, the head and the positions of a query and a
-key, and says whether this query may attend to this key. It knows of no length
-and holds no matrix, so the same mod serves sentences of every length, a cache
-and FlexAttention's kernels. All hold for scalar tensors, as under vmap, and
-for tensors that broadcast.
+A mask mod takes a batch entry b, a head h and the positions q_idx and kv_idx
+of a query and a key, as tensors that broadcast, and returns a Boolean tensor:
+True where the query may attend to the key. and_masks, or_masks, create_mask
+and create_block_mask of torch.nn.attention.flex_attention take mask mods too.
 
-Combine them with and_masks and or_masks of
-torch.nn.attention.flex_attention; its create_mask and create_block_mask make
-a tensor or a BlockMask of them.
-
-Sources: a window of keys, Beltagy et al., "Longformer" (2020), section 3.1,
-and Jiang et al., "Mistral 7B" (2023), section 2; first tokens that all see,
-Xiao et al., "StreamingLLM" (2023), section 3.2; a prefix read both ways,
-Raffel et al., "T5" (2020), section 3.2.1; documents, padding and offsets,
-Dong et al., "Flex Attention" (2024).
+Sources: sliding window, Beltagy et al., "Longformer" (2020), section 3.1, and
+Jiang et al., "Mistral 7B" (2023), section 2; attention sinks, Xiao et al.,
+"StreamingLLM" (2023), section 3.2; prefix LM, Raffel et al., "T5" (2020),
+section 3.2.1; documents, padding and offsets, Dong et al., "Flex Attention"
+(2024).
 """
 
 from collections.abc import Callable
@@ -39,16 +34,16 @@ def causal(
     q_idx: Integer[Tensor, "*#n"],
     kv_idx: Integer[Tensor, "*#n"],
 ) -> Bool[Tensor, "*#n"]:
-    """Mask mod of a model that writes: a query sees itself and what is before.
+    """Causal mask: position i attends to positions <= i.
 
     Args:
-        b: batch row; not used.
+        b: batch entry; not used.
         h: head; not used.
         q_idx: position of the query.
         kv_idx: position of the key, counted from the same start.
 
     Returns:
-        True where the query may attend to the key.
+        True where q_idx >= kv_idx.
 
     Source:
         Vaswani et al., "Attention is all you need" (2017), section 3.2.3.
@@ -70,27 +65,16 @@ def causal(
 
 # --8<-- [start:sliding_window]
 def sliding_window(size: int) -> MaskMod:
-    """Mask mod of a short memory: a query sees itself and size - 1 before it.
+    """Causal sliding window: position i attends to i - size + 1, ..., i.
 
     Args:
-        size: keys in the window, the query's own included, at least 1. With 1
-            a token sees itself alone.
+        size: keys in the window, the query's own included; at least 1.
 
     Returns:
-        The mask mod, True where 0 <= q_idx - kv_idx < size. It is causal.
+        The mask mod, True where 0 <= q_idx - kv_idx < size.
 
     Raises:
-        TypeError, ValueError: size is no integer, or below 1.
-
-    Example:
-        >>> import torch
-        >>> from attention import attention_weights, sliding_window
-        >>> x = torch.zeros(4, 2)
-        >>> attention_weights(x, x, mask=sliding_window(2))
-        tensor([[1.0000, 0.0000, 0.0000, 0.0000],
-                [0.5000, 0.5000, 0.0000, 0.0000],
-                [0.0000, 0.5000, 0.5000, 0.0000],
-                [0.0000, 0.0000, 0.5000, 0.5000]])
+        TypeError, ValueError: size is not an integer, or is below 1.
     """
     check_sizes(size=size)
 
@@ -107,27 +91,19 @@ def sliding_window(size: int) -> MaskMod:
 
 # --8<-- [start:first_tokens]
 def first_tokens(n: int) -> MaskMod:
-    """Mask mod that shows the first n keys to every query, and no others.
+    """Every query attends to the first n keys, and to no others.
 
-    Alone it is not causal: query 0 sees key n - 1. With a window and `causal`
-    it makes attention sinks: and_masks(causal, or_masks(sliding_window(size),
-    first_tokens(n))).
+    Attention sinks are and_masks(causal, or_masks(sliding_window(size),
+    first_tokens(n))); alone this mask is not causal.
 
     Args:
-        n: keys that all see, those at positions 0 to n - 1; 0 is none.
+        n: number of keys, those at positions 0 to n - 1; at least 0.
 
     Returns:
         The mask mod, True where kv_idx < n.
 
     Raises:
-        TypeError, ValueError: n is no integer, or below 0.
-
-    Example:
-        >>> import torch
-        >>> from attention import attention_weights, first_tokens
-        >>> x = torch.zeros(3, 2)
-        >>> attention_weights(x, x, mask=first_tokens(2))[0]
-        tensor([0.5000, 0.5000, 0.0000])
+        TypeError, ValueError: n is not an integer, or is below 0.
     """
     check_sizes(0, n=n)
 
@@ -144,28 +120,19 @@ def first_tokens(n: int) -> MaskMod:
 
 # --8<-- [start:prefix_lm]
 def prefix_lm(n: int) -> MaskMod:
-    """Mask mod of a model that reads n tokens both ways, and writes the rest.
+    """Prefix LM: bidirectional in the first n tokens, causal after them.
 
-    Where the rows of a batch have prefixes of different lengths, write
-    or_masks(causal, padding(lengths)).
+    For prefixes of different lengths in a batch write or_masks(causal,
+    padding(lengths)).
 
     Args:
-        n: tokens in the prefix, which all queries see whole; 0 is `causal`.
+        n: tokens in the prefix; at least 0.
 
     Returns:
         The mask mod, True where kv_idx < n or q_idx >= kv_idx.
 
     Raises:
-        TypeError, ValueError: n is no integer, or below 0.
-
-    Example:
-        >>> import torch
-        >>> from attention import attention_weights, prefix_lm
-        >>> x = torch.zeros(3, 2)
-        >>> attention_weights(x, x, mask=prefix_lm(2))
-        tensor([[0.5000, 0.5000, 0.0000],
-                [0.5000, 0.5000, 0.0000],
-                [0.3333, 0.3333, 0.3333]])
+        TypeError, ValueError: n is not an integer, or is below 0.
     """
     check_sizes(0, n=n)
 
@@ -182,22 +149,19 @@ def prefix_lm(n: int) -> MaskMod:
 
 # --8<-- [start:document]
 def document(ids: Integer[Tensor, "T"] | Integer[Tensor, "B T"]) -> MaskMod:
-    """Mask mod of texts packed into one row: each sees its own tokens alone.
-
-    Combine it with `causal` where the model writes.
+    """Document mask for packed sequences: tokens attend within a document.
 
     Args:
-        ids: the document of the token at each position, (T,) for all rows of
-            a batch or (B, T) for each. Integers of any value; documents need
-            not be contiguous.
+        ids: the document at each position, (T,) for all batch entries or
+            (B, T). Any integers; documents need not be contiguous.
 
     Returns:
-        The mask mod, True where query and key belong to one document. A
-        position outside 0 to T - 1 belongs to none.
+        The mask mod, True where query and key are of one document. A position
+        outside 0 to T - 1 belongs to none.
 
     Raises:
-        TypeError: ids is no tensor of int32 or int64.
-        ValueError: ids is neither (T,) nor (B, T), or has no entry.
+        TypeError: ids is not a tensor of int32 or int64.
+        ValueError: ids is neither (T,) nor (B, T), or is empty.
 
     Example:
         >>> import torch
@@ -219,8 +183,8 @@ def document(ids: Integer[Tensor, "T"] | Integer[Tensor, "B T"]) -> MaskMod:
     ) -> Tensor:
         q, kv = q_idx.clamp(0, last), kv_idx.clamp(0, last)
         same = ids[q] == ids[kv] if ids.dim() == 1 else ids[b, q] == ids[b, kv]
-        for place in (q_idx, kv_idx):
-            same = same & (place >= 0) & (place <= last)
+        for index in (q_idx, kv_idx):
+            same = same & (index >= 0) & (index <= last)
         return same
 
     return document_mask
@@ -231,28 +195,18 @@ def document(ids: Integer[Tensor, "T"] | Integer[Tensor, "B T"]) -> MaskMod:
 
 # --8<-- [start:padding]
 def padding(lengths: Integer[Tensor, "B"]) -> MaskMod:
-    """Mask mod of a batch whose rows are filled up: only real keys are seen.
+    """Key-padding mask: queries attend to the first lengths[b] keys.
 
     Args:
-        lengths: for each batch row, how many of its keys are real: the keys at
-            positions 0 to lengths[b] - 1. Integers, none negative; a row of
-            length 0 gets zeros from attention.
+        lengths: number of keys of each batch entry that are not padding,
+            integers (B,), none negative. An entry of length 0 gets zeros.
 
     Returns:
         The mask mod, True where kv_idx < lengths[b].
 
     Raises:
-        TypeError: lengths is no tensor of int32 or int64.
-        ValueError: lengths is not (B,), or one of them is negative.
-
-    Example:
-        >>> import torch
-        >>> from attention import attention_weights, padding
-        >>> x = torch.zeros(2, 1, 3, 4)
-        >>> mask = padding(torch.tensor([3, 1]))
-        >>> attention_weights(x, x, mask=mask)[:, 0, 0]
-        tensor([[0.3333, 0.3333, 0.3333],
-                [1.0000, 0.0000, 0.0000]])
+        TypeError: lengths is not a tensor of int32 or int64.
+        ValueError: lengths is not (B,), or has a negative entry.
     """
     check_integers("lengths", lengths)
     if lengths.dim() != 1:
@@ -277,24 +231,20 @@ def padding(lengths: Integer[Tensor, "B"]) -> MaskMod:
 def shift(
     mod: Callable[..., Tensor], q: Offset, kv: Offset
 ) -> Callable[..., Tensor]:
-    """The same mod for a block that begins elsewhere.
-
-    A cache, a ring and a split of the keys compute a part of all pairs. Their
-    kernels count from 0; the mod must not.
+    """A mod for kernels that count the positions of a block from 0.
 
     Args:
-        mod: a mask mod or a score mod, which speaks of positions.
-        q: the position of the block's first query: an int, or integers (B,),
-            one for each row of the batch.
-        kv: the position of the block's first key.
+        mod: a mask mod or a score mod.
+        q: position of the block's first query, an int or integers (B,).
+        kv: position of the block's first key.
 
     Returns:
-        The mod with q_idx + q and kv_idx + kv in the places of q_idx and
-        kv_idx. `attention` does the same with query_offset and key_offset.
+        The mod of q_idx + q and kv_idx + kv. `attention` does the same with
+        query_offset and key_offset.
 
     Raises:
-        TypeError: mod is no function, or q or kv neither an int nor a tensor
-            of int32 or int64.
+        TypeError: mod is not a function, or q or kv is neither an int nor a
+            tensor of int32 or int64.
         ValueError: q or kv is a tensor, but not (B,).
 
     Example:
@@ -314,8 +264,8 @@ def shift(
                 name, "be an int or (B,)", tuple(offset.shape)
             )
 
-    # A score mod's arguments are five. FlexAttention counts those that have a
-    # name, and takes a function with four for a mask mod.
+    # FlexAttention takes a function with four named arguments for a mask mod;
+    # a score mod has five.
     def shifted(
         b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor, *last: Tensor
     ) -> Tensor:

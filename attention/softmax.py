@@ -1,10 +1,9 @@
-"""From scores to shares: the softmax and its companion, the log-sum-exp.
+"""Softmax and log-sum-exp of scores.
 
-The package's one convention about nothing: a slice that is all -inf, or has
-no entries, belongs to a query that may attend to nothing. Its weights are
-zeros and its log-sum-exp is -inf, and every derivative of both is zero.
-torch.softmax gives NaN there, forward and backward, and torch.logsumexp gives
-NaN backward.
+The package's one convention: a slice that is all -inf, or empty, belongs to a
+fully masked query. Its weights are zeros and its log-sum-exp is -inf, and all
+their derivatives are zero. torch.softmax gives NaN there, forward and
+backward, and torch.logsumexp gives NaN backward.
 """
 
 import math
@@ -20,21 +19,16 @@ from attention.validation import check_dim, check_parts, check_sizes
 def softmax_naive(
     x: Float[Tensor, "*shape"], dim: int = -1
 ) -> Float[Tensor, "*shape"]:
-    """Softmax as its formula is written, which overflows for large scores.
+    """Softmax by its formula, which gives NaN where exp overflows.
 
         softmax(x)_i = exp(x_i) / sum_j exp(x_j)
 
-    In float32, exp overflows above 88.7 (in float16 above 11.1), and inf / inf
-    is NaN; a slice all of whose entries underflow is 0 / 0, NaN too. Use
-    `softmax`.
-
     Args:
         x: scores of any shape but (), floating-point.
-        dim: the dimension that the weights share out.
+        dim: the dimension along which weights sum to 1.
 
     Returns:
-        Weights of the shape and dtype of x. Where nothing overflows they are
-        positive and sum to 1 along dim.
+        Weights of the shape and dtype of x.
 
     Raises:
         TypeError, ValueError: as `softmax`.
@@ -42,14 +36,6 @@ def softmax_naive(
     Source:
         Blanchard, Higham and Higham, "Accurately computing the log-sum-exp and
         softmax functions" (2021), section 1, equation (1.2).
-
-    Example:
-        >>> import torch
-        >>> from attention import softmax_naive
-        >>> softmax_naive(torch.tensor([1.0, 2.0, 3.0]))
-        tensor([0.0900, 0.2447, 0.6652])
-        >>> softmax_naive(torch.tensor([1.0, 2.0, 300.0]))
-        tensor([0., 0., nan])
     """
     check_dim(x, dim)
     exponentials = torch.exp(x)
@@ -63,34 +49,29 @@ def softmax_naive(
 def softmax(
     x: Float[Tensor, "*shape"], dim: int = -1
 ) -> Float[Tensor, "*shape"]:
-    """Softmax that cannot overflow: positive weights that sum to 1.
+    """Softmax that cannot overflow.
 
         softmax(x)_i = exp(x_i - m) / sum_j exp(x_j - m),    m = max_j x_j
 
     Args:
         x: scores of any shape but (), floating-point. -inf gets weight 0.
-        dim: the dimension that the weights share out.
+        dim: the dimension along which weights sum to 1.
 
     Returns:
         Weights of the shape and dtype of x, computed in float32 or wider. They
-        sum to 1 along dim, except that a slice all -inf, or empty, has none:
-        zeros, with zero gradients of every order (torch.softmax gives NaN).
+        sum to 1 along dim; a slice all -inf, or empty, gets zeros.
 
     Raises:
-        TypeError: x is no floating-point tensor.
-        ValueError: x has no dimensions, or dim is none of them (torch raises
-            IndexError there).
+        TypeError: x is not a floating-point tensor.
+        ValueError: x has no dimensions, or dim is not one of them.
 
     Source:
-        As for `softmax_naive`, shifted by the maximum. The zeros for a slice
-        all -inf are ours.
+        As for `softmax_naive`, shifted by the maximum. The zeros are ours.
 
     Example:
         >>> import torch
         >>> from attention import softmax
-        >>> softmax(torch.tensor([1.0, 2.0, 300.0]))
-        tensor([0., 0., 1.])
-        >>> softmax(torch.tensor([[0.0, 0.0], [-torch.inf, -torch.inf]]))
+        >>> softmax(torch.tensor([[300.0, 300.0], [-torch.inf, -torch.inf]]))
         tensor([[0.5000, 0.5000],
                 [0.0000, 0.0000]])
     """
@@ -112,8 +93,7 @@ def logsumexp(
 
         logsumexp(x) = m + log sum_j exp(x_j - m),    m = max_j x_j
 
-    The weights follow from it, softmax(x)_i = exp(x_i - logsumexp(x)), and
-    they are its gradient.
+    softmax(x)_i = exp(x_i - logsumexp(x)) is its gradient.
 
     Args:
         x: scores of any shape but (), floating-point.
@@ -121,30 +101,22 @@ def logsumexp(
 
     Returns:
         A tensor of the dtype of x without the dimension dim, computed in
-        float32 or wider: at least the largest of n entries, at most log n
-        above it. A slice all -inf, or empty, gives -inf, with zero gradients
-        of every order (torch.logsumexp gives NaN gradients).
+        float32 or wider. A slice all -inf, or empty, gives -inf.
 
     Raises:
         TypeError, ValueError: as `softmax`.
 
     Source:
         As for `softmax_naive`, equation (1.1), shifted by the maximum.
-
-    Example:
-        >>> import torch
-        >>> from attention import logsumexp
-        >>> logsumexp(torch.tensor([[300.0, 300.0], [-torch.inf, -torch.inf]]))
-        tensor([300.6931,     -inf])
     """
     check_dim(x, dim)
     scores = upcast(x)
     shift = _shift(scores, dim)
     total = torch.exp(scores - shift).sum(dim, keepdim=True)
-    nothing = total == 0
-    # log(1) stands in for log(0), whose derivative is infinite.
-    result = shift + torch.log(total.masked_fill(nothing, 1))
-    return result.masked_fill(nothing, -math.inf).squeeze(dim).to(x.dtype)
+    empty = total == 0
+    # log(1) replaces log(0), whose derivative is infinite.
+    result = shift + torch.log(total.masked_fill(empty, 1))
+    return result.masked_fill(empty, -math.inf).squeeze(dim).to(x.dtype)
 
 
 # --8<-- [end:logsumexp]
@@ -154,10 +126,9 @@ def logsumexp(
 def online_softmax(
     x: Float[Tensor, "*batch S"], block_size: int
 ) -> Float[Tensor, "*batch S"]:
-    """Softmax over the last dimension that reads its scores block by block.
+    """Softmax over the last dimension, with its scores read in blocks.
 
-    One pass finds the maximum and the denominator together: where a block
-    brings a larger score, the sum so far is scaled down to the new maximum.
+    One pass updates the maximum m and the denominator l by each block x:
 
         m' = max(m, max_j x_j)
         l' = exp(m - m') l + sum_j exp(x_j - m')
@@ -167,35 +138,27 @@ def online_softmax(
         block_size: scores in a block, at least 1.
 
     Returns:
-        What `softmax` gives, whatever the block size.
+        The same weights as `softmax`, whatever the block size.
 
     Raises:
-        TypeError, ValueError: as `softmax`, or block_size is no integer or
-            below 1.
+        TypeError, ValueError: as `softmax`, or block_size is not an integer,
+            or is below 1.
 
     Source:
         Milakov and Gimelshein, "Online normalizer calculation for softmax"
         (2018), section 3, algorithm 3, with blocks for their single scores.
-
-    Example:
-        >>> import torch
-        >>> from attention import online_softmax
-        >>> online_softmax(torch.tensor([1.0, 2.0, 300.0]), block_size=2)
-        tensor([0., 0., 1.])
     """
     check_dim(x, -1)
     check_sizes(block_size=block_size)
     scores = upcast(x)
-    largest = scores.new_full(
-        (*x.shape[:-1], 1), torch.finfo(scores.dtype).min
-    )
-    total = torch.zeros_like(largest)
+    m = scores.new_full((*x.shape[:-1], 1), torch.finfo(scores.dtype).min)
+    total = torch.zeros_like(m)  # (..., 1), the paper's l or d
     for block in scores.split(block_size, dim=-1) if x.shape[-1] else ():
-        highest = torch.maximum(largest, block.detach().amax(-1, keepdim=True))
-        shrink = torch.exp(largest - highest)
-        total = shrink * total + torch.exp(block - highest).sum(-1, True)
-        largest = highest
-    exponentials = torch.exp(scores - largest)
+        m_new = torch.maximum(m, block.detach().amax(-1, keepdim=True))
+        total = torch.exp(m - m_new) * total
+        total = total + torch.exp(block - m_new).sum(-1, keepdim=True)
+        m = m_new
+    exponentials = torch.exp(scores - m)
     return (exponentials / total.masked_fill(total == 0, 1)).to(x.dtype)
 
 
@@ -212,21 +175,18 @@ def merge(
         out   = sum_i share_i outs_i
         lse   = logsumexp(lses)
 
-    The order of the parts does not matter, nor in what groups they are merged.
-
     Args:
-        outs: the outputs of the parts, (n, ..., Dv).
-        lses: the log-sum-exps of their scores, (n, ...). A part that saw no
-            key has -inf, and zeros for its output.
+        outs: outputs of the parts, (n, ..., Dv).
+        lses: log-sum-exps of their scores, (n, ...). A part whose keys are all
+            masked has -inf, and zeros for its output.
 
     Returns:
         The output (..., Dv) in the dtype of outs, and the log-sum-exp (...) in
-        that of lses. Both are differentiable. Where no part saw a key: zeros
-        and -inf.
+        the dtype of lses, both differentiable.
 
     Raises:
-        TypeError: outs or lses is no floating-point tensor.
-        ValueError: outs is not of the shape of lses with one more dimension.
+        TypeError: outs or lses is not a floating-point tensor.
+        ValueError: outs is not (n, ..., Dv) where lses is (n, ...).
 
     Source:
         Dao, "FlashAttention-2" (2023), section 3.1.1; Ye et al., "FlashInfer"
@@ -251,10 +211,9 @@ def merge(
 
 
 def _shift(x: Tensor, dim: int) -> Tensor:
-    """Each slice's largest entry; 0 where that is infinite: inf - inf is NaN.
+    """Each slice's maximum; 0 where that is infinite, as inf - inf is NaN.
 
-    It is detached. Softmax and log-sum-exp are the same for every shift, so
-    their derivatives with respect to it are zero, and leaving it out is exact.
+    Softmax and log-sum-exp do not depend on the shift, so detaching is exact.
     """
     if x.shape[dim] == 0:
         return torch.zeros_like(x.sum(dim, keepdim=True))
@@ -263,5 +222,5 @@ def _shift(x: Tensor, dim: int) -> Tensor:
 
 
 def upcast(x: Tensor) -> Tensor:
-    """X in float32, or in float64 if it is that already."""
+    """Cast to float32, unless x is float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,8 +1,7 @@
-"""What is said of a bad argument, before anything is computed from it.
+"""Checks of arguments: TypeError or ValueError with name, rule and value.
 
-Every check raises TypeError or ValueError with the argument's name, the rule
-that it breaks and what came instead. Nothing is cast or broadcast here; what
-a check returns is the argument as the code behind the check takes it.
+Nothing is cast or broadcast here. A check that returns something returns the
+argument in the form that the caller needs.
 """
 
 import math
@@ -16,22 +15,20 @@ INTEGERS = (torch.int32, torch.int64)
 
 
 def type_name(x: object) -> str:
-    """A tensor's dtype, else the name of the type: what an error says came."""
+    """A tensor's dtype, or the name of another object's type."""
     return str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
 
 
 def argument_error(
     name: str, rule: str, got: object, error: type[Exception] = ValueError
 ) -> Exception:
-    """The error of an argument that must be something else."""
+    """An exception that says "NAME must RULE, got GOT"."""
     return error(f"{name} must {rule}, got {got}")
 
 
 def shapes(tensors: dict[str, Tensor]) -> str:
-    """What an error says of tensors that do not fit: names and shapes."""
-    return ", ".join(
-        [f"{name} {tuple(x.shape)}" for name, x in tensors.items()]
-    )
+    """Names and shapes of tensors, for an error."""
+    return ", ".join(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
 
 
 def check_floating(name: str, x: object) -> None:
@@ -49,7 +46,7 @@ def check_integers(name: str, x: object) -> None:
 
 
 def check_dim(x: Tensor, dim: int) -> None:
-    """Raise unless x is a floating-point tensor, and dim one of its own."""
+    """Raise unless x is a floating-point tensor and dim is one of its dims."""
     check_floating("x", x)
     if x.dim() == 0:
         raise argument_error("x", "have at least one dimension", "shape ()")
@@ -60,17 +57,14 @@ def check_dim(x: Tensor, dim: int) -> None:
         )
 
 
-def check_parts(outs: object, lses: object) -> None:
+def check_parts(outs: Tensor, lses: Tensor) -> None:
     """Raise unless outs (n, ..., Dv) and lses (n, ...) fit together."""
     for name, x in (("outs", outs), ("lses", lses)):
         check_floating(name, x)
-    if not isinstance(outs, Tensor) or not isinstance(lses, Tensor):
-        return
     if lses.dim() == 0 or outs.shape[:-1] != lses.shape:
         rule = "be (n, ..., Dv), where lses is (n, ...)"
-        raise argument_error(
-            "outs", rule, shapes({"outs": outs, "lses": lses})
-        )
+        got = shapes({"outs": outs, "lses": lses})
+        raise argument_error("outs", rule, got)
 
 
 def check_tensors(**tensors: Tensor) -> None:
@@ -79,27 +73,25 @@ def check_tensors(**tensors: Tensor) -> None:
         check_floating(name, x)
     query, key, *rest = tensors.values()
     names = ", ".join(tensors)
-    of_query, of_key, *of_rest = [x.shape for x in tensors.values()]
-    if len(of_query) not in (2, 4) or any(
-        len(shape) != len(of_query) for shape in (of_key, *of_rest)
-    ):
+    dims = {x.dim() for x in tensors.values()}
+    if dims not in ({2}, {4}):
         rule = "all be (L, D) or all (B, H, L, D)"
         raise argument_error(names, rule, shapes(tensors))
     for x in (key, *rest):
         if x.dtype != query.dtype or x.device != query.device:
             what = "dtype" if x.dtype != query.dtype else "device"
-            came = [getattr(x, what) for x in tensors.values()]
-            raise argument_error(names, f"share one {what}", came)
-    if of_query[-1] != of_key[-1] or of_query[-1] == 0:
+            got = [getattr(x, what) for x in tensors.values()]
+            raise argument_error(names, f"share one {what}", got)
+    if query.shape[-1] != key.shape[-1] or query.shape[-1] == 0:
         rule = "have the same head size D, at least 1"
         raise argument_error("query and key", rule, shapes(tensors))
-    if of_rest and of_rest[0][:-1] != of_key[:-1]:
+    if rest and rest[0].shape[:-1] != key.shape[:-1]:
         rule = "have one row for each row of key"
         raise argument_error("value", rule, shapes(tensors))
-    if len(of_query) == 2:
+    if dims == {2}:
         return
-    H, H_kv = of_query[1], of_key[1]
-    if of_query[0] != of_key[0]:
+    H, H_kv = query.shape[1], key.shape[1]
+    if query.shape[0] != key.shape[0]:
         rule = "have the same batch size B"
         raise argument_error("query and key", rule, shapes(tensors))
     if H_kv == 0 or H % H_kv:
@@ -109,11 +101,9 @@ def check_tensors(**tensors: Tensor) -> None:
         )
 
 
-def check_gradient(grad_out: object, query: Tensor, value: Tensor) -> None:
+def check_gradient(grad_out: Tensor, query: Tensor, value: Tensor) -> None:
     """Raise unless grad_out has the output's shape, dtype and device."""
     check_floating("grad_out", grad_out)
-    if not isinstance(grad_out, Tensor):
-        return
     shape = (*query.shape[:-1], value.shape[-1])
     if grad_out.shape != shape:
         rule = f"have the output's shape {shape}"
@@ -125,7 +115,7 @@ def check_gradient(grad_out: object, query: Tensor, value: Tensor) -> None:
 
 
 def check_start(name: str, offset: object, x: Tensor) -> int | Tensor:
-    """Raise unless offset can say where x, with a batch or not, begins."""
+    """Raise unless offset is an int or, for a batch x, integers (B,)."""
     if type(offset) is int:
         return offset
     if not isinstance(offset, Tensor) or offset.dtype not in INTEGERS:
@@ -133,7 +123,7 @@ def check_start(name: str, offset: object, x: Tensor) -> int | Tensor:
         raise argument_error(name, rule, type_name(offset), TypeError)
     if x.dim() == 2 or offset.shape != x.shape[:1]:
         got = f"{tuple(offset.shape)} for {tuple(x.shape)}"
-        rule = "be an int or, where there is a batch, a tensor (B,)"
+        rule = "be an int or, for a batch, a tensor (B,)"
         raise argument_error(name, rule, got)
     if offset.device != x.device:
         raise argument_error(name, f"be on {x.device}", offset.device)
@@ -159,7 +149,7 @@ def check_number(
 
 
 def check_sizes(least: int = 1, /, **sizes: object) -> None:
-    """Raise unless each size is an integer, not below the least."""
+    """Raise unless each size is an integer and at least the least."""
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int):
             raise argument_error(name, "be an integer", repr(size), TypeError)
@@ -185,15 +175,13 @@ def check_even(**sizes: int) -> None:
             raise ValueError(f"{name}={size} must be even")
 
 
-def check_sequence(name: str, x: object, weight: Tensor, size: str) -> None:
-    """Raise unless a layer with this weight, (out, in), can take x.
+def check_sequence(name: str, x: Tensor, weight: Tensor, size: str) -> None:
+    """Raise unless x is (L, in) or (B, L, in) for a weight (out, in).
 
-    It must be (L, in) or (B, L, in), and share the weight's dtype unless
-    autocast sees to that. The size is what the layer calls `in`.
+    x must share the weight's dtype, unless autocast is on. `size` is the
+    layer's name for `in`.
     """
     check_floating(name, x)
-    if not isinstance(x, Tensor):
-        return
     width = weight.shape[1]
     if x.dim() not in (2, 3) or x.shape[-1] != width:
         rule = f"be (L, {width}) or (B, L, {width}), where {size}={width}"

@@ -342,13 +342,13 @@ def test_the_tokens_are_left_as_they_were():
             "tokens",
             {"offset": torch.zeros(B + 1).long()},
             ValueError,
-            r"offset must be an int or, where there is a batch, a tensor \(B,\), got \(4,\)",
+            r"offset must be an int or, for a batch, a tensor \(B,\), got \(4,\)",
         ),
         (
             "no batch",
             {"offset": torch.zeros(1).long()},
             ValueError,
-            r"where there is a batch, a tensor \(B,\), got \(1,\) for \(5, 14\)",
+            r"for a batch, a tensor \(B,\), got \(1,\) for \(5, 14\)",
         ),
     ],
 )

@@ -1,1 +1,1 @@
-"""Which known mistake an attention makes. No other folder imports this."""
+"""Diagnosis of known mistakes. No other folder imports this one."""

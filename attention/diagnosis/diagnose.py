@@ -33,7 +33,6 @@ DORMANT = (
 TRIES = 20_000  # sets of mistakes that are tried for one more probe
 
 
-# --8<-- [start:diagnose]
 @dataclass(frozen=True, repr=False)
 class Diagnosis:
     """What `diagnose` found; it prints as sentences.
@@ -159,9 +158,6 @@ def diagnose(fn: Attend, **fixed: Any) -> Diagnosis:
         return _diagnose(Call(fn, fixed))
     finally:
         torch.set_num_threads(threads)
-
-
-# --8<-- [end:diagnose]
 
 
 def _diagnose(call: Call) -> Diagnosis:

@@ -45,9 +45,9 @@ class AdditiveAttention(nn.Module):
         d_hidden: numbers of the layer between them and the score.
 
     Raises:
-        TypeError, ValueError: a size is no integer, or below 1; in forward and
-            weights, tensors do not fit together, or as `attention` about mask
-            and offsets.
+        TypeError, ValueError: a size is not an integer, or is below 1; in
+            forward and weights, tensors do not fit together, or as `attention`
+            about mask and offsets.
 
     Example:
         >>> import torch

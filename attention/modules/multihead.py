@@ -50,11 +50,11 @@ class MultiHeadAttention(nn.Module):
             with head_dim = d_model / n_heads. None turns nothing.
 
     Raises:
-        TypeError, ValueError: a size is no integer, is below 1 or does not
-            divide as it must, dropout is out of range, or rotary is made for
-            another head_dim; in forward, what
-            `attention` raises, and unless query and key are both
-            (L, d_model), (S, d_model) or (B, L, d_model), (B, S, d_model).
+        TypeError, ValueError: a size is not an integer, is below 1 or is not
+            divisible as it must be, dropout is out of range, or rotary is made
+            for another head_dim; in forward, what `attention` raises, and
+            unless query and key are both (L, d_model), (S, d_model) or
+            (B, L, d_model), (B, S, d_model).
 
     Example:
         >>> import torch

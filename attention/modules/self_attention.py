@@ -29,9 +29,9 @@ class SelfAttention(nn.Module):
         bias: add a learned vector to each of the three.
 
     Raises:
-        TypeError, ValueError: a size is no integer, or below 1; in forward, x
-            is no floating-point tensor of the layer's dtype, or not
-            (L, d_model) or (B, L, d_model).
+        TypeError, ValueError: a size is not an integer, or is below 1; in
+            forward, x is not a floating-point tensor of the layer's dtype, or
+            is not (L, d_model) or (B, L, d_model).
 
     Example:
         >>> import torch

@@ -1,10 +1,10 @@
-"""What the pictures are made of: colours, shapes, and names that find room.
+"""An SVG canvas: colours, shapes, and placement of labels.
 
-A picture takes its colours from four CSS variables: --figure-ink,
---figure-faint, --figure-accent and --figure-paper. Its one <style> sets them,
-light or dark, for a file on its own; a page that sets them itself leaves that
-element out. There are no ids, so that any number of pictures fit in one page,
-and the same data give the same bytes. Lengths are pixels, and y points down.
+Colours come from four CSS variables: --figure-ink, --figure-faint,
+--figure-accent and --figure-paper. The figure's <style> sets them, light or
+dark, for a standalone file; a page that sets them itself removes that element.
+There are no ids, so a page can hold any number of figures, and equal data give
+equal bytes. Lengths are pixels, and y points down.
 """
 
 import math
@@ -24,10 +24,10 @@ COLOURS = {  # on light paper, and on dark
 }
 LIGHT, DARK = ({k: COLOURS[k][i] for k in COLOURS} for i in (0, 1))
 INK, FAINT, ACCENT, PAPER = (f"var(--figure-{k},{LIGHT[k]})" for k in LIGHT)
-# Opacity of the strongest cell: ink on it keeps a contrast of 4.5.
+# Opacity of the strongest cell: ink on it has a contrast of 4.5.
 STRONGEST = 0.55
 ROW = 30.0  # height of a row
-GAP = 8.0  # between a word and what it belongs to
+GAP = 8.0  # between a label and its shape
 
 FADED, RULE = f"fill:{FAINT}", f"stroke:{FAINT}"
 BAR = f"fill:{ACCENT};fill-opacity:{STRONGEST}"
@@ -41,10 +41,10 @@ Point: TypeAlias = tuple[Number, Number]
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture, which notebooks and the book draw, and its words.
+    """A picture, displayed by notebooks, and its text alternative.
 
     Args:
-        svg: the picture, a whole SVG document.
+        svg: an SVG document.
         alt: its text alternative.
 
     Example:
@@ -60,31 +60,31 @@ class Figure:
         return self.svg
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the picture to a file, which shows itself light or dark."""
+        """Write the picture to a file."""
         Path(path).write_text(self.svg, encoding="utf-8")
 
 
 class Canvas:
-    """A picture that grows shape by shape."""
+    """A list of shapes that becomes a `Figure`."""
 
     def __init__(self) -> None:
-        """Start with nothing."""
+        """Start empty."""
         self.shapes = ET.Element("g")
 
     def add(
         self, tag: str, style: str, **attributes: Number | str
     ) -> ET.Element:
         """Add an element; numbers among its attributes are lengths."""
-        words = {k: _px(v) for k, v in attributes.items()}
-        words |= {"style": style} if style else {}
-        return ET.SubElement(self.shapes, tag, words)
+        strings = {k: _px(v) for k, v in attributes.items()}
+        strings |= {"style": style} if style else {}
+        return ET.SubElement(self.shapes, tag, strings)
 
     def text(
         self, at: Point, words: str, anchor: str = "middle", style: str = ""
     ) -> None:
-        """Write words that have a point in their middle, start or end."""
-        where = {"dy": "0.35em", "text-anchor": anchor}
-        self.add("text", style, x=at[0], y=at[1], **where).text = words
+        """Write text with its middle, start or end at a point."""
+        anchors = {"dy": "0.35em", "text-anchor": anchor}
+        self.add("text", style, x=at[0], y=at[1], **anchors).text = words
 
     def line(self, start: Point, end: Point, style: str = RULE) -> None:
         """Draw a straight line."""
@@ -103,7 +103,7 @@ class Canvas:
         extent: tuple[float, float],
         digits: int = 2,
     ) -> None:
-        """Draw a row of numbers: coloured by size, hatched if not finite."""
+        """Draw a row of numbers, coloured by value, hatched if not finite."""
         low, high = min(0.0, extent[0]), extent[1]
         across, down = width - 2, ROW - 2
         size = {"width": across, "height": down, "rx": 3}
@@ -124,7 +124,7 @@ class Canvas:
             x += width
 
     def arrow(self, start: Point, end: Point) -> None:
-        """Draw an arrow, or a dot where it is too short for a direction."""
+        """Draw an arrow, or a dot if it is shorter than a pixel."""
         length = math.dist(start, end)
         if length < 1:
             self.add("circle", f"fill:{ACCENT}", cx=end[0], cy=end[1], r=3)
@@ -142,38 +142,38 @@ class Canvas:
         origin: Point,
         corner: Point,
     ) -> None:
-        """Write names near their arrows' tips, clear of arrows and names."""
-        (x0, y0), taken = origin, list[tuple[float, float, float]]()
+        """Write labels near their arrows' tips, clear of each other."""
+        (x0, y0), placed = origin, list[tuple[float, float, float]]()
         dots = [
             (x0 + n / 50 * (x - x0), y0 + n / 50 * (y - y0))
             for (x, y), n in product(tips, range(51))
         ]
-        turns = sorted(range(-7, 9), key=abs)  # sixteenths of a circle
+        sixteenths = sorted(range(-7, 9), key=abs)  # of a circle
         for label, tip in zip(labels, tips, strict=True):
-            half, spots = width_of(label) / 2 + 3, []
+            half, candidates = width_of(label) / 2 + 3, []
             outward = math.atan2(tip[1] - y0, tip[0] - x0)
-            for distance, turn in product((6, 14, 24, 36), turns):
-                angle = outward + turn * math.pi / 8
+            for distance, n in product((6, 14, 24, 36), sixteenths):
+                angle = outward + n * math.pi / 8
                 x = tip[0] + math.cos(angle) * (distance + half)
                 y = tip[1] + math.sin(angle) * (distance + 9)
                 inside = half < x < corner[0] + 40 - half
-                bad = 100 * (not (inside and -8 < y < corner[1] - 8))
-                bad += sum(
+                cost = 100 * (not (inside and -8 < y < corner[1] - 8))
+                cost += sum(
                     abs(a - x) < half and abs(b - y) < 10 for a, b in dots
                 )
-                bad += 100 * sum(
+                cost += 100 * sum(
                     abs(a - x) < half + other and abs(b - y) < 18
-                    for a, b, other in taken
+                    for a, b, other in placed
                 )
-                spots.append((bad, distance + abs(turn), (x, y, half)))
-            *_, (x, y, _) = min(spots)
-            taken.append((x, y, half))
+                candidates.append((cost, distance + abs(n), (x, y, half)))
+            *_, (x, y, _) = min(candidates)
+            placed.append((x, y, half))
             if math.dist(tip, (x, y)) > half + 21:
                 self.line(tip, (x, y))
             self.text((x, y), label, style=HALO)
 
     def figure(self, start: Point, end: Point, title: str, alt: str) -> Figure:
-        """The picture between two corners, at left top and right bottom."""
+        """The figure between two corners, top left and bottom right."""
         left, top = _px(start[0] - 4), _px(start[1] - 4)
         width, height = _px(end[0] - start[0] + 8), _px(end[1] - start[1] + 8)
         attributes = {
@@ -204,26 +204,26 @@ class Canvas:
 
 
 def width_of(words: str) -> float:
-    """About how wide words are in DejaVu Sans, the widest of usual fonts."""
+    """Approximate width of text in DejaVu Sans, the widest common font."""
     thin, wide = "fijlrt .,:;'|()[]", "mwMW\N{MINUS SIGN}"
     return sum(4.5 if c in thin else 11.5 if c in wide else 8.5 for c in words)
 
 
 def number(x: Number, digits: int = 2) -> str:
-    """A number as it is printed, with a true minus sign."""
+    """A number with fixed decimals and a true minus sign."""
     return f"{x:z.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def vector(numbers: Iterable[float]) -> str:
-    """Numbers in brackets."""
+    """Numbers in parentheses."""
     return f"({', '.join(map(number, numbers))})"
 
 
 def _px(x: Number | str) -> str:
-    """A length, to a tenth of a pixel; words stay."""
+    """A length rounded to a tenth of a pixel; strings are unchanged."""
     return x if isinstance(x, str) else f"{round(x, 1) + 0.0:g}"
 
 
 def _path(*points: Point) -> str:
-    """Straight lines through points, as a path has them."""
+    """The path of straight lines through points."""
     return "M" + "L".join(f"{_px(x)} {_px(y)}" for x, y in points)

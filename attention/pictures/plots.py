@@ -1,7 +1,6 @@
-"""Pictures of attention as SVG, drawn from the computed values.
+"""Figures of attention as SVG, drawn from the computed values.
 
-The six tokens of the book take some 400 pixels, so that text stays readable
-on a phone. `attention.pictures.canvas` has the shapes and the colours.
+Six tokens take about 400 pixels, so that text stays readable on a phone.
 """
 
 import math
@@ -41,25 +40,26 @@ def heatmap(
     column_title: str = "key",
     digits: int = 2,
 ) -> Figure:
-    r"""Picture of a matrix: each entry a number in a cell, coloured by size.
+    r"""Heatmap of a matrix: each entry a number in a cell, coloured by value.
 
-    The colour grows evenly from the smallest entry, or from 0 where none is
+    The colour is linear from the smallest entry, or from 0 if none is
     negative, to the largest. Infinite entries and NaN are hatched.
 
     Args:
         matrix: (n, m), such as weights or scores.
         rows: n labels.
         columns: m labels.
-        title: what is shown, for the text alternative; it is not drawn.
-        row_title: what a row stands for.
-        column_title: what a column stands for.
+        title: for the text alternative; it is not drawn.
+        row_title: meaning of a row.
+        column_title: meaning of a column.
         digits: decimals of the numbers.
 
     Returns:
-        The picture. Its alt gives size, range and the largest of each row.
+        The figure. Its alt gives size, range and the largest of each row.
 
     Raises:
-        TypeError: matrix is no tensor of real numbers, or a label no string.
+        TypeError: matrix is not a tensor of real numbers, or a label is not a
+            string.
         ValueError: matrix is not (n, m) or empty, or labels do not fit it.
 
     Example:
@@ -110,24 +110,23 @@ def vectors(
     axes: tuple[int, int] = (0, 1),
     title: str = "Vectors",
 ) -> Figure:
-    r"""Picture of vectors: arrows from the origin, in two coordinates.
+    r"""Vectors as arrows from the origin, in two coordinates.
 
-    Both axes have the same unit, so that angles and lengths are true. Labels
-    keep clear of each other; a line ties those that move far to their tips.
+    Both axes have the same unit, so that angles and lengths are true.
 
     Args:
         matrix: (n, d), one vector a row, d at least 2.
-        labels: n names of the vectors.
-        axes: the two coordinates, counted from 0: across and up.
+        labels: n labels.
+        axes: the horizontal and the vertical coordinate, counted from 0.
         title: as in `heatmap`.
 
     Returns:
-        The picture. Its alt gives the coordinates, and the two closest tips.
+        The figure. Its alt gives the coordinates and the two closest tips.
 
     Raises:
         TypeError: as `heatmap`.
-        ValueError: matrix is not (n, d), is empty or not finite, has not one
-            label for each row, or axes are not two of its columns.
+        ValueError: matrix is not (n, d), is empty or not finite, labels do not
+            fit it, or axes are not two of its columns.
 
     Example:
         >>> import torch
@@ -155,13 +154,13 @@ def vectors(
     unit = 320 / max(high - low for low, high in reach)
     right, bottom = (unit * (high - low) for low, high in reach)
 
-    def place(x: float | int, y: float | int) -> Point:
+    def to_pixels(x: float | int, y: float | int) -> Point:
         return unit * (x - reach[0][0]), unit * (reach[1][1] - y)
 
     canvas = Canvas()
     for axis, (low, high) in enumerate(reach):
         for n in range(math.ceil(low / step), math.floor(high / step) + 1):
-            x, y = place(n * step, n * step)
+            x, y = to_pixels(n * step, n * step)
             words = f"{n * step:.10g}".replace("-", "\N{MINUS SIGN}")
             grid = f"{RULE};stroke-opacity:{0.3 if n else 1}"
             if axis == 0:
@@ -172,7 +171,7 @@ def vectors(
                 canvas.text((-GAP, y), words, "end", FADED)
     canvas.text((right, bottom + 34), f"coordinate {axes[0]} →", "end", FADED)
     canvas.text((-30, -14), f"↑ coordinate {axes[1]}", "start", FADED)
-    origin, tips = place(0, 0), [place(*point) for point in points]
+    origin, tips = to_pixels(0, 0), [to_pixels(*point) for point in points]
     for tip in tips:
         canvas.arrow(origin, tip)
     canvas.names(labels, tips, origin, (right, bottom))
@@ -196,24 +195,24 @@ def weighted_sum(
     result_label: str = "context vector",
     title: str = "Weighted sum",
 ) -> Figure:
-    r"""Picture of a context vector: each value times its weight, and the sum.
+    r"""Weighted sum of vectors: each value, its weight, and the sum.
 
         result = sum_i weights[i] * values[i]
 
     Args:
         weights: (n,), at least 0, such as a row of attention weights.
         values: (n, d), one value vector a row.
-        labels: n names of the rows.
-        result_label: name of the sum.
+        labels: n labels of the rows.
+        result_label: label of the sum.
         title: as in `heatmap`.
 
     Returns:
-        The picture, with the sum computed. Its alt is the sum, written out.
+        The figure. Its alt is the sum, written out.
 
     Raises:
         TypeError: as `heatmap`, for weights and values.
         ValueError: weights are not (n,), finite and at least 0, values not
-            (n, d) and finite, either is empty, or a row has not one label.
+            (n, d) and finite, either is empty, or labels do not fit them.
 
     Example:
         >>> import torch

@@ -34,7 +34,6 @@ Pairing: TypeAlias = Literal["interleaved", "half"]
 RopeScaling: TypeAlias = Callable[[Tensor], tuple[Tensor, float]]
 
 
-# --8<-- [start:rotate]
 def rotate(
     x: Float[Tensor, "*batch L D"],
     cos: Float[Tensor, "..."],
@@ -101,10 +100,6 @@ def rotate(
     return torch.cat([rotated.to(x.dtype), x[..., R:]], dim=-1)
 
 
-# --8<-- [end:rotate]
-
-
-# --8<-- [start:pairing_permutation]
 def pairing_permutation(
     head_dim: int, rotary_dim: int | None = None
 ) -> Int[Tensor, "head_dim"]:
@@ -135,9 +130,6 @@ def pairing_permutation(
     R = _rotary_dim(head_dim, rotary_dim)
     pairs = torch.arange(R).unflatten(0, (-1, 2))  # (R / 2, 2)
     return torch.cat([pairs.T.flatten(), torch.arange(R, head_dim)])
-
-
-# --8<-- [end:pairing_permutation]
 
 
 # --8<-- [start:RotaryEmbedding]

@@ -19,7 +19,6 @@ from attention.positions.rotary import RopeScaling
 from attention.validation import argument_error, check_number, check_sizes
 
 
-# --8<-- [start:rope_scaling_linear]
 def rope_scaling_linear(factor: float | int) -> RopeScaling:
     """Position interpolation: every frequency is divided by `factor`.
 
@@ -42,10 +41,6 @@ def rope_scaling_linear(factor: float | int) -> RopeScaling:
     return lambda frequencies: (frequencies / factor, 1.0)
 
 
-# --8<-- [end:rope_scaling_linear]
-
-
-# --8<-- [start:rope_scaling_ntk]
 def rope_scaling_ntk(factor: float | int) -> RopeScaling:
     """NTK-aware scaling: w_i / factor^(i / (n - 1)) for pair i of n.
 
@@ -76,10 +71,6 @@ def rope_scaling_ntk(factor: float | int) -> RopeScaling:
     return rule
 
 
-# --8<-- [end:rope_scaling_ntk]
-
-
-# --8<-- [start:rope_scaling_yarn]
 def rope_scaling_yarn(
     factor: float | int,
     original_length: int,
@@ -147,10 +138,6 @@ def rope_scaling_yarn(
     return rule
 
 
-# --8<-- [end:rope_scaling_yarn]
-
-
-# --8<-- [start:rope_scaling_llama3]
 def rope_scaling_llama3(
     factor: float | int,
     original_length: int,
@@ -192,9 +179,6 @@ def rope_scaling_llama3(
         return kept * frequencies + (1 - kept) * frequencies / factor, 1.0
 
     return rule
-
-
-# --8<-- [end:rope_scaling_llama3]
 
 
 def _fractions(frequencies: Tensor) -> Tensor:

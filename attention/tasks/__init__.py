@@ -1,1 +1,1 @@
-"""Tasks: on which the book tries its layers."""
+"""Tasks on which the book trains its layers."""

@@ -78,7 +78,7 @@ def test_the_examples_of_a_module_are_run(check: Check) -> None:
     outcome = check("# T\n\n::: attention.softmax\n")
     assert outcome.ok, outcome.text
     langs = [snippet.fence.lang for snippet in outcome.sheet.page.snippets]
-    assert langs == ["pycon"] * 5
+    assert langs == ["pycon"] * 2
 
 
 @pytest.mark.usefixtures("tiny")
