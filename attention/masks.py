@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Integer
 from torch import Tensor
 
-from attention.masking import MaskMod, Offset
+from attention.masking import MaskMod, Offset, elementwise
 from attention.validation import (
     argument_error,
     check_integers,
@@ -33,6 +33,7 @@ from attention.validation import (
 
 
 # --8<-- [start:causal]
+@elementwise
 def causal(
     b: Integer[Tensor, "*#n"],
     h: Integer[Tensor, "*#n"],
@@ -94,6 +95,7 @@ def sliding_window(size: int) -> MaskMod:
     """
     check_sizes(size=size)
 
+    @elementwise
     def window_mask(
         b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
     ) -> Tensor:
@@ -131,6 +133,7 @@ def first_tokens(n: int) -> MaskMod:
     """
     check_sizes(0, n=n)
 
+    @elementwise
     def first_mask(
         b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
     ) -> Tensor:
@@ -169,6 +172,7 @@ def prefix_lm(n: int) -> MaskMod:
     """
     check_sizes(0, n=n)
 
+    @elementwise
     def prefix_mask(
         b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
     ) -> Tensor:
@@ -214,6 +218,7 @@ def document(ids: Integer[Tensor, "T"] | Integer[Tensor, "B T"]) -> MaskMod:
         raise argument_error("ids", rule, f"shape {tuple(ids.shape)}")
     last = ids.shape[-1] - 1
 
+    @elementwise
     def document_mask(
         b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
     ) -> Tensor:
@@ -262,6 +267,7 @@ def padding(lengths: Integer[Tensor, "B"]) -> MaskMod:
     if not torch.compiler.is_compiling() and bool((lengths < 0).any()):
         raise argument_error("lengths", "be at least 0", lengths.tolist())
 
+    @elementwise
     def padding_mask(
         b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
     ) -> Tensor:
@@ -324,6 +330,8 @@ def shift(
         kv_idx = kv_idx + (kv[b] if isinstance(kv, Tensor) else kv)
         return mod(*score, b, h, q_idx, kv_idx)
 
+    if getattr(mod, "elementwise", False):
+        return elementwise(shifted)
     return shifted
 
 
