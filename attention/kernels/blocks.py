@@ -67,8 +67,9 @@ def plan(
     def kinds(n: int) -> Tensor:
         """0 skipped, 1 masked, 2 whole, for n blocks of queries together."""
         rest = (0, 0, 0, -len(some) % n)
-        seen = pad(some, rest).unflatten(0, (-1, n)).any(1)
-        whole = pad(every, rest, value=True).unflatten(0, (-1, n)).all(1)
+        seen: Tensor = pad(some, rest).unflatten(0, (-1, n)).any(1)
+        whole: Tensor = pad(every, rest, value=True)
+        whole = whole.unflatten(0, (-1, n)).all(1)
         return seen.int() + (seen & whole).int()
 
     def work(n: int) -> int:
@@ -84,7 +85,7 @@ def plan(
 
 
 def _tiles(kinds: list[int], max_keys: int, S: int) -> list[Tile]:
-    """Tiles of neighbouring blocks, masked and whole ones in one if it fits."""
+    """Tiles of neighbouring blocks; masked and whole ones if both fit in."""
     tiles: list[Tile] = []
     for visible, group in itertools.groupby(
         enumerate(kinds), lambda block: block[1] > 0
@@ -121,7 +122,8 @@ def verdicts(
         # vmap raises RuntimeError. An error of the mod itself comes up again.
         except (TypeError, AttributeError, RuntimeError):
             pass
-    some, hidden = [], []
+    some: list[Tensor] = []
+    hidden: list[Tensor] = []
     for i in range(0, indices[2].shape[-1], BLOCK):
         pairs = visible(mask, indices, slice(i, i + BLOCK), slice(None))
         size = (pairs.shape[2], BLOCK)
@@ -239,7 +241,7 @@ def _pairs(
     if isinstance(mask, Tensor):
         mask = once(mask, 0, 1)
         whole = (0, -mask.shape[3] % BLOCK, 0, -mask.shape[2] % BLOCK)
-        blocks = pad(mask, whole).unflatten(3, (-1, BLOCK))
+        blocks: Tensor = pad(mask, whole).unflatten(3, (-1, BLOCK))
         blocks = blocks.unflatten(2, (-1, BLOCK))
         return blocks[:, :, rows, :, columns]  # (n, B, H, BLOCK, BLOCK)
     mod = mask

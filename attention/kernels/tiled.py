@@ -17,7 +17,7 @@ Source: Dao, "FlashAttention-2" (2023), algorithms 1 and 2.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -50,25 +50,19 @@ def tiled(
 tiled = torch.compiler.disable(tiled, reason="its plan is made as it runs")
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Batch entries that are computed together, and their plan."""
 
     rows: slice
     spec: AttentionSpec  # a mask that is a tensor is (b, H, L, S)
     indices: Indices
     blocks: list[QueryBlock]
+    pairs: int  # of the largest tile
 
     @property
     def unit(self) -> float:
         """log2(e), by which the query is multiplied; 1 before a score_mod."""
         return LOG2_E if self.spec.score_mod is None else 1.0
-
-    def scratch(self, query: Tensor) -> Tensor:
-        """Memory for the scores of the largest tile."""
-        n = max(x.last - x.first for x in self.blocks)
-        w = max((t.last - t.first for x in self.blocks for t in x.tiles), default=0)
-        return upcast(query[:0]).new_empty(query[self.rows].shape[:2].numel() * n * w)
 
 
 def _batches(query: Tensor, key: Tensor, spec: AttentionSpec) -> list[Batch]:
@@ -77,21 +71,25 @@ def _batches(query: Tensor, key: Tensor, spec: AttentionSpec) -> list[Batch]:
     if 0 in (B, H, L, S):
         return []
     b, h, q_idx, kv_idx = indices = spec.indices(query, key)
-    if spec.score_mod is not None and torch.is_grad_enabled():
+    max_keys = KEYS
+    if spec.score_mod is not None:
+        max_keys = KEYS // 2  # the scores before and after stay in the cache
         pair: Any = tuple(index.flatten()[:1] for index in indices)
         score = upcast(query.new_zeros(1, 1, 1, 1))
         if evaluate_mod(spec.score_mod, pair, score).requires_grad:
             raise refusal("tiled", "gradients of what a score_mod captures")
     if isinstance(mask, Tensor):
         mask = mask.expand(B, H, L, S)
-    n = max(1, PAIRS // (H * min(L, QUERIES) * min(S, KEYS)))
+    tile = H * min(L, QUERIES) * min(S, max_keys)
+    n = max(1, PAIRS // tile)
     batches = []
     for rows in (slice(i, i + n) for i in range(0, B, n)):
         q, kv = (x[rows] if x.dim() == 2 else x for x in (q_idx, kv_idx))
-        indices = b[rows], h, q, kv
+        at = b[rows], h, q, kv
         of_rows = mask[rows] if isinstance(mask, Tensor) else mask
-        blocks = plan(of_rows, indices, QUERIES, KEYS)
-        batches.append(Batch(rows, replace(spec, mask=of_rows), indices, blocks))
+        blocks = plan(of_rows, at, QUERIES, max_keys)
+        spec = replace(spec, mask=of_rows)
+        batches.append(Batch(rows, spec, at, blocks, len(at[0]) * tile))
     return batches
 
 
@@ -196,7 +194,7 @@ class _Tiled(torch.autograd.Function):
         out = query.new_zeros(*query.shape[:3], value.shape[-1])
         lse = upcast(query[..., 0]).new_full(query.shape[:3], -math.inf)
         for batch in batches:
-            scratch = [batch.scratch(query) for _ in range(2)]
+            scratch = [lse.new_empty(batch.pairs) for _ in range(2)]
             keys = key[batch.rows].flatten(0, 1)  # (N, S, D)
             values = value[batch.rows].flatten(0, 1)  # (N, S, Dv)
             for block in batch.blocks:
@@ -205,7 +203,7 @@ class _Tiled(torch.autograd.Function):
                 q = _by_key_head(q, len(keys))  # (N, g n, D)
                 # Not -inf: -inf - -inf is NaN.
                 m = q.new_full((*q.shape[:2], 1), torch.finfo(q.dtype).min)
-                l = torch.zeros_like(m)  # noqa: E741
+                l = torch.zeros_like(m)
                 acc = q.new_zeros(*q.shape[:2], value.shape[-1])
                 for x in _scores(batch, block, q, keys, values, scratch):
                     m_new = torch.maximum(m, x.s.amax(-1, keepdim=True))
@@ -255,23 +253,21 @@ class _Gradients(torch.autograd.Function):
         dlse: Tensor,
     ) -> tuple[Tensor, ...]:
         """The gradients of query, key and value."""
-        dq, dk, dv = (
-            upcast(x[:0]).new_zeros(x.shape) for x in (query, key, value)
-        )
+        dq, dk, dv = (lse.new_zeros(x.shape) for x in (query, key, value))
+        delta = ((upcast(do) * out).sum(-1) - dlse)[..., None]  # (B, H, L, 1)
+        lse = lse.masked_fill(lse == -math.inf, 0)  # nothing is seen
+        lse = lse[..., None] * LOG2_E  # (B, H, L, 1)
         for batch in batches:
-            scratch = [batch.scratch(query) for _ in range(3)]
+            scratch = [lse.new_empty(batch.pairs) for _ in range(3)]
             keys, values, dks, dvs = (
                 x[batch.rows].flatten(0, 1) for x in (key, value, dk, dv)
             )  # (N, S, D or Dv); dks and dvs are views
             for block in batch.blocks:
                 at = batch.rows, slice(None), slice(block.first, block.last)
                 q = upcast(query[at]) * (batch.spec.scale * batch.unit)
-                delta = (upcast(do[at]) * out[at]).sum(-1) - dlse[at]
-                lse_ = lse[at] * LOG2_E  # (b, H, n)
-                lse_.masked_fill_(lse_ == -math.inf, 0)  # nothing is seen
-                q, do_, delta, lse_ = (
-                    _by_key_head(x, len(keys))
-                    for x in (q, upcast(do[at]), delta[..., None], lse_[..., None])
+                of_block = q, upcast(do[at]), delta[at], lse[at]
+                q, do_, delta_, lse_ = (
+                    _by_key_head(x, len(keys)) for x in of_block
                 )  # (N, g n, D), (N, g n, Dv), (N, g n, 1), (N, g n, 1)
                 dq_ = torch.zeros_like(q)
                 for x in _scores(batch, block, q, keys, values, scratch):
@@ -279,7 +275,7 @@ class _Gradients(torch.autograd.Function):
                     dvs[:, x.keys].baddbmm_(p.mT, do_)
                     ds = _sized(scratch[2], *p.shape)
                     torch.bmm(do_, x.v.mT, out=ds)
-                    ds.sub_(delta).mul_(p)
+                    ds.sub_(delta_).mul_(p)
                     ds = _before_score_mod(batch.spec, x, ds)
                     dq_.baddbmm_(ds, x.k)
                     dks[:, x.keys].baddbmm_(ds.mT, x.q)
