@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
 
 from attention.kernels import refusal
 from attention.kernels.blocks import QueryBlock, plan, visible
@@ -40,6 +41,9 @@ def tiled(
 
     Tiles that the mask rules out are not computed.
     """
+    transforms = torch._C._functorch.get_interpreter_stack() or []
+    if any(x.key() == TransformType.Vmap for x in transforms):
+        raise refusal("tiled", "torch.vmap")
     apply: Any = _Tiled.apply
     out, lse = apply(_batches(query, key, spec), query, key, value)
     return out, lse if spec.return_lse else None
@@ -231,11 +235,6 @@ class _Tiled(torch.autograd.Function):
         apply: Any = _Gradients.apply
         return None, *apply(ctx.batches, *ctx.saved_tensors, *grads)
 
-    @staticmethod
-    def vmap(*args: Any) -> Any:
-        """Refuse."""
-        raise NotImplementedError("kernel='tiled' cannot do torch.vmap")
-
 
 class _Gradients(torch.autograd.Function):
     """The backward pass, as a function whose own backward pass refuses."""
@@ -294,7 +293,10 @@ class _Gradients(torch.autograd.Function):
         """Refuse."""
         raise refusal("tiled", "second derivatives")
 
-    vmap = _Tiled.vmap
+    @staticmethod
+    def vmap(*args: Any) -> Any:
+        """Refuse."""
+        raise refusal("tiled", "torch.vmap")
 
 
 def _before_score_mod(spec: AttentionSpec, x: Scores, ds: Tensor) -> Tensor:
