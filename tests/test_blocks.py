@@ -292,6 +292,10 @@ def test_a_tensor_with_one_run_of_keys_is_as_good_as_a_mod_and_no_mask_shows_all
     assert shown(*runs(None, few())).all()
     pairs[1, 2, 7, 4] = False
     assert runs(pairs, few()) is None
+    for small in (torch.arange(N_KEYS) > 4, torch.arange(N_QUERIES)[:, None] > 4):
+        pairs = small.expand(B, H, N_QUERIES, N_KEYS)
+        small = small.reshape(1, 1, -1, small.shape[-1])
+        assert torch.equal(shown(*runs(small, few())), pairs)
 
 
 def test_runs_of_equal_batch_entries_and_heads_are_not_copied():

@@ -119,11 +119,9 @@ def verdicts(
     if not isinstance(mask, Tensor):
         try:
             return _by_intervals(mask, indices)
-        # vmap raises RuntimeError. An error of the mod itself comes up again.
-        except (TypeError, AttributeError, RuntimeError):
-            pass
-    some: list[Tensor] = []
-    hidden: list[Tensor] = []
+        except (TypeError, AttributeError, RuntimeError):  # the last by vmap
+            pass  # what the mod itself raises, it raises again below
+    some, hidden = list[Tensor](), list[Tensor]()
     for i in range(0, indices[2].shape[-1], BLOCK):
         pairs = visible(mask, indices, slice(i, i + BLOCK), slice(None))
         size = (pairs.shape[2], BLOCK)
@@ -198,6 +196,8 @@ def runs(
     if mask is None:
         first = b.new_zeros(full, dtype=torch.int32)
         return first, first + S
+    if isinstance(mask, Tensor):
+        mask = mask.expand(*full, S)
     some, every = verdicts(mask, indices)
     j = torch.arange(some.shape[1], device=b.device, dtype=torch.int32) * BLOCK
     ends = (j + BLOCK).clamp(max=S)
