@@ -71,6 +71,7 @@ os.environ["TRITON_INTERPRET"] = "0"
 from triton.backends.compiler import GPUTarget
 from triton.runtime.autotuner import Autotuner
 from attention.kernels.triton import triton_tiled
+from attention.masking import AttentionSpec
 
 class Nowhere:
     def get_current_target(self):
@@ -98,8 +99,8 @@ def _():
     for dtype, H, n, D in ((torch.bfloat16, 4, 70, 64), (torch.float32, 1, 1, 5)):
         shapes = (2, H, n, D), (2, max(1, H // 2), n, D), (2, max(1, H // 2), n, D)
         given = [torch.zeros(shape, dtype=dtype, requires_grad=True) for shape in shapes]
-        at = {"mask": causal, "score_mod": None, "query_offset": 0, "key_offset": 0}
-        out, lse = triton_tiled(*given, **at, scale=0.3, return_lse=True)
+        spec = AttentionSpec(mask=causal, scale=0.3, return_lse=True)
+        out, lse = triton_tiled(*given, spec)
         (out.sum() + lse.sum()).backward()
     return launched
 """
