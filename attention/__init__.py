@@ -1,4 +1,8 @@
-"""Attention, exact and small: the package that the book calls into."""
+"""Attention, exact and small: the package that the book calls into.
+
+Read these first, in this order: functional (the formula), masks, softmax,
+modules/multihead, kernels/tiled.
+"""
 
 from attention.backward import attention_backward
 from attention.biases import (

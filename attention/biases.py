@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
-from attention.masking import ScoreMod
+from attention.masking import ScoreMod, elementwise
 from attention.validation import (
     argument_error,
     check_integers,
@@ -108,6 +108,8 @@ class T5Bias(nn.Module):
         >>> attention_weights(x, x, score_mod=bias)[2].detach()
         tensor([0.2119, 0.5761, 0.2119])
     """
+
+    elementwise = True
 
     def __init__(
         self,
@@ -208,6 +210,7 @@ def alibi(n_heads: int) -> ScoreMod:
     """
     slopes = alibi_slopes(n_heads)
 
+    @elementwise
     def alibi_bias(
         score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
     ) -> Tensor:
@@ -243,6 +246,7 @@ def softcap(cap: float | int) -> ScoreMod:
     """
     cap = check_number("cap", cap)
 
+    @elementwise
     def capped(
         score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
     ) -> Tensor:

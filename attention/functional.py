@@ -56,10 +56,11 @@ def reference(
         the log-sum-exp (B, H, L) in float32 or wider, else None.
     """
     scores, mask = final_scores(query, key, spec)
+    value = repeat_kv(value, query.shape[1])  # (B, H, S, Dv)
     if mask is not None:
         value = clear_keys(mask, value)
     weights = softmax(scores)  # (B, H, L, S)
-    out = weights @ upcast(repeat_kv(value, query.shape[1]))  # (B, H, L, Dv)
+    out = weights @ upcast(value)  # (B, H, L, Dv)
     lse = logsumexp(scores) if spec.return_lse else None
     return out.to(query.dtype), lse
 
@@ -68,10 +69,10 @@ def final_scores(
     query: Tensor, key: Tensor, spec: AttentionSpec
 ) -> tuple[Tensor, Tensor | None]:
     """The scores (B, H, L, S) that the softmax gets, and the mask."""
+    key = repeat_kv(key, query.shape[1])  # (B, H, S, D)
     mask = spec.mask_tensor(query, key)  # (B, H, L, S), each 1 or full
     if mask is not None:
         query, key = clear_queries(mask, query), clear_keys(mask, key)
-    key = repeat_kv(key, query.shape[1])  # (B, H, S, D)
     scores = upcast(query) @ upcast(key).mT * spec.scale
     scores = spec.modified(scores, query, key)
     if mask is not None:
@@ -129,9 +130,7 @@ def attention_weights(
     key_offset: Offset | None = None,
     scale: float | int | None = None,
 ) -> Float[Tensor, "*batch L S"]:
-    """Share of each key in what a query receives: `attention`'s weights.
-
-        weights = softmax(mask(score_mod(scale * query key^T)))
+    """The weights that `attention` averages the values with.
 
     Arguments and errors are those of `attention`.
 
@@ -221,21 +220,18 @@ def attention(
             returns one Boolean; or a BlockMask, which counts through its
             mask_mod (compiled FlexAttention believes its blocks as well).
         score_mod: a function score_mod(score, b, h, q_idx, kv_idx) that
-            returns the new score. It sees scaled scores, in float32 or wider,
-            comes before the mask, and may capture tensors that learn. It is
-            evaluated at hidden pairs too, so its derivatives must be finite
-            there.
-        query_offset: the position of the first query, which mods see as q_idx:
-            an int or, for (B, H, L, D), an integer tensor (B,). Nothing but
-            mods depends on it. None is 0 where L = S; where L and S differ, a
-            mod needs both offsets.
-        key_offset: the position of the first key, which mods see as kv_idx.
+            returns the new score, called before the mask with scaled scores in
+            float32 or wider. It is evaluated at hidden pairs too, so its
+            derivatives must be finite there.
+        query_offset: position of the first query, for mods: an int or, for
+            (B, H, L, D), an integer tensor (B,). None is 0 where L = S; where
+            L and S differ, a mod needs both offsets.
+        key_offset: position of the first key, as query_offset.
         scale: a finite number above 0; None is 1 / sqrt(D).
-        kernel: how to compute it. "reference" writes the formula out; "sdpa"
-            is F.scaled_dot_product_attention, which takes no score_mod and
-            gives no log-sum-exp; "flex" is FlexAttention, without gradients on
-            a CPU; "tiled" never holds more scores than a tile has; "triton" is
-            the same on a GPU, for masks that leave a query one run of keys.
+        kernel: "reference", the formula as it is written; "sdpa",
+            F.scaled_dot_product_attention; "flex", FlexAttention; "tiled",
+            which holds no more scores than a tile has; or "triton", the same
+            on a GPU. `attention.kernels.KERNELS` says what each cannot do.
         return_lse: return the log-sum-exp of each query's scores as well.
 
     Returns:
@@ -243,17 +239,14 @@ def attention(
         return_lse also the natural log-sum-exp (L,) or (B, H, L) in float32 or
         wider. Both are differentiable, by the reference kernel twice. A query
         that may attend to nothing gets zeros and -inf, and zero gradients. A
-        key that the mask hides from every query that reads its head has no
-        influence, even where it or its value is NaN or infinite; about a NaN
-        that only some queries may see nothing is promised.
+        key that no query may attend to has no influence, even if it or its
+        value is NaN.
 
     Raises:
-        TypeError: an argument is of the wrong type, or a tensor of the wrong
-            dtype.
+        TypeError: an argument is of the wrong type or dtype.
         ValueError: shapes, dtypes or devices do not fit together, scale is out
             of range, an offset is missing, or no kernel has that name.
-        NotImplementedError: the kernel cannot do what is asked of it. None
-            does something else instead.
+        NotImplementedError: the kernel cannot do what the call needs.
 
     Source:
         Vaswani et al. (2017), section 3.2.1, equation (1). The order (scale,
@@ -266,11 +259,6 @@ def attention(
         >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
         >>> attention(x, x, x, scale=1.0)
         tensor([[0.7311, 0.2689],
-                [0.2689, 0.7311]])
-        >>> def causal(b, h, q_idx, kv_idx):
-        ...     return q_idx >= kv_idx
-        >>> attention(x, x, x, mask=causal, scale=1.0)
-        tensor([[1.0000, 0.0000],
                 [0.2689, 0.7311]])
     """
     check_tensors(query=query, key=key, value=value)

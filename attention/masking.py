@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Bool, Integer
@@ -32,6 +32,7 @@ MaskMod: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 ScoreMod: TypeAlias = Callable[
     [Tensor, Tensor, Tensor, Tensor, Tensor], Tensor
 ]
+Mod = TypeVar("Mod", bound=Callable[..., Tensor])
 Mask: TypeAlias = Bool[Tensor, "..."] | MaskMod | BlockMask
 Offset: TypeAlias = int | Integer[Tensor, "B"]
 # b (B,), h (H,), q_idx (L,) or (B, L), kv_idx (S,) or (B, S)
@@ -170,11 +171,19 @@ def positions(offset: Offset, n: int, device: torch.device) -> Tensor:
     return index + (offset[:, None] if isinstance(offset, Tensor) else offset)
 
 
+def elementwise(mod: Mod) -> Mod:
+    """State that a mod broadcasts: it may get tensors of all pairs at once."""
+    mod.elementwise = True  # type: ignore[attr-defined]
+    return mod
+
+
 # --8<-- [start:evaluate_mod]
 def evaluate_mod(
     mod: Callable[..., Tensor], indices: Indices, *scores: Tensor
 ) -> Tensor:
     """Call a mod for every pair, by torch.vmap as FlexAttention does.
+
+    A mod that is marked `elementwise` is called once, with broadcast tensors.
 
     Args:
         mod: a mask mod or, with scores (B, H, L, S), a score mod.
@@ -191,6 +200,11 @@ def evaluate_mod(
     shape = (len(b), len(h), q_idx.shape[-1], kv_idx.shape[-1])
     if 0 in shape:  # no pair, and vmap refuses to map over none
         return scores[0] if scores else b.new_zeros(shape, dtype=torch.bool)
+    if getattr(mod, "elementwise", False):
+        rows, heads = b.view(-1, 1, 1, 1), h.view(-1, 1, 1)
+        q_idx = q_idx.view(-1, 1, shape[2], 1)  # (B or 1, 1, L, 1)
+        kv_idx = kv_idx.view(-1, 1, 1, shape[3])  # (B or 1, 1, 1, S)
+        return mod(*scores, rows, heads, q_idx, kv_idx).expand(shape)
     by_row = [0 if index.dim() == 2 else None for index in (q_idx, kv_idx)]
 
     # vmap asks for a name, and a module that is a mod has none.

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Integer
 from torch import Tensor
 
-from attention.masking import MaskMod, Offset
+from attention.masking import MaskMod, Offset, elementwise
 from attention.validation import (
     argument_error,
     check_integers,
@@ -28,6 +28,7 @@ from attention.validation import (
 
 
 # --8<-- [start:causal]
+@elementwise
 def causal(
     b: Integer[Tensor, "*#n"],
     h: Integer[Tensor, "*#n"],
@@ -78,6 +79,7 @@ def sliding_window(size: int) -> MaskMod:
     """
     check_sizes(size=size)
 
+    @elementwise
     def window_mask(
         b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
     ) -> Tensor:
@@ -107,6 +109,7 @@ def first_tokens(n: int) -> MaskMod:
     """
     check_sizes(0, n=n)
 
+    @elementwise
     def first_mask(
         b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
     ) -> Tensor:
@@ -136,6 +139,7 @@ def prefix_lm(n: int) -> MaskMod:
     """
     check_sizes(0, n=n)
 
+    @elementwise
     def prefix_mask(
         b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
     ) -> Tensor:
@@ -178,6 +182,7 @@ def document(ids: Integer[Tensor, "T"] | Integer[Tensor, "B T"]) -> MaskMod:
         raise argument_error("ids", rule, f"shape {tuple(ids.shape)}")
     last = ids.shape[-1] - 1
 
+    @elementwise
     def document_mask(
         b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
     ) -> Tensor:
@@ -216,6 +221,7 @@ def padding(lengths: Integer[Tensor, "B"]) -> MaskMod:
     if not torch.compiler.is_compiling() and bool((lengths < 0).any()):
         raise argument_error("lengths", "be at least 0", lengths.tolist())
 
+    @elementwise
     def padding_mask(
         b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
     ) -> Tensor:
@@ -274,6 +280,8 @@ def shift(
         kv_idx = kv_idx + (kv[b] if isinstance(kv, Tensor) else kv)
         return mod(*score, b, h, q_idx, kv_idx)
 
+    if getattr(mod, "elementwise", False):
+        return elementwise(shifted)
     return shifted
 
 

@@ -21,7 +21,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from attention import triton_kernel
+from attention.kernels import triton as triton_kernel
 
 FILE = Path(__file__).with_name("compiled.json")
 KERNELS = ("forward", "backward_query", "backward_key")

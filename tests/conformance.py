@@ -194,12 +194,17 @@ MASKS = {
 }
 
 
-# Of which each query sees one run of keys, and a kernel that wants no other can tell.
-RUNS = (
-    *("none", "causal", "sliding_window", "first_tokens", "prefix_lm", "document", "padding"),
-    *("shift of causal", "shift back: blind queries", "causal and padding"),
-    *("causal and document", "BlockMask of causal"),
-)
+@functools.cache
+def has_gaps(case: "Case") -> bool:
+    """Whether some query sees keys that do not stand side by side, pair by pair."""
+    at = case.at
+    B, H, _, L, S = at.shape[:5]
+    b, h = torch.arange(B)[:, None, None, None], torch.arange(H)[:, None, None]
+    q = torch.as_tensor(at.query).reshape(-1, 1, 1, 1) + torch.arange(L)[:, None]
+    k = torch.as_tensor(at.key).reshape(-1, 1, 1, 1) + torch.arange(S)
+    allowed = MASKS[case.mask].allowed(b, h, q, k, at).expand(B, H, L, S).int()
+    begins = allowed.diff(dim=-1, prepend=torch.zeros(B, H, L, 1, dtype=torch.int)) > 0
+    return bool((begins.sum(-1) > 1).any())
 
 
 @dataclass(frozen=True)
@@ -445,7 +450,7 @@ def refusals(kernel: str, case: Case) -> dict[str, str | None]:
         "gradients of what is captured": ["gradients of what a score_mod captures"],
     }
     scored = ["score_mod"] if case.score != "none" else []
-    if case.mask not in RUNS:
+    if has_gaps(case):
         scored.append("masks with gaps")
     return {
         aspect: next((c for c in scored + needs[aspect] if c in lacks), None)

@@ -429,7 +429,6 @@ MASK = torch.ones(L, S, dtype=torch.bool)
         ({"mask": MASK.float()}, TypeError, "^mask must be Boolean.* got torch.float32"),
         ({"mask": MASK.T}, ValueError, r"^mask must be \(L, S\) = \(5, 7\).* got \(7, 5\)$"),
         ({"mask": causal}, ValueError, "^query_offset is missing: where L=5 and S=7"),
-        ({"key_offset": 1}, ValueError, "^key_offset has no use without a mask mod"),
     ],
 )
 def test_bad_input_is_named_with_what_came(changed, error, message):

@@ -99,7 +99,11 @@ def test_the_square_has_every_value_that_a_kernel_can_do(kernel):
         done = [case for case in cases if conformance.refusals(kernel, case)["values"] is None]
         return {(axis, getattr(case, axis)) for case in done for axis in AXES}
 
-    assert computed(conformance.square()) == computed(conformance.cases())
+    missed = computed(conformance.cases()) - computed(conformance.square())
+    if "masks with gaps" not in kernels.KERNELS[kernel].cannot:
+        assert not missed
+    # A random tensor has no gaps where L or S is 1 alone, with one of six scores.
+    assert all(axis == "mask" and MASKS[value].is_tensor for axis, value in missed)
 
 
 def test_the_page_shows_this_matrix():
@@ -206,10 +210,6 @@ def test_a_key_hidden_from_all_has_no_influence_not_even_as_nan(kernel, form):
     how = dict(zip(("query_offset", "key_offset"), at, strict=True), mask=mask, kernel=kernel)
     grad = kernel in DIFFERENTIABLE
     clean, dirty = tensors(grad=grad, **FEW), tensors(**FEW)
-    if kernel not in ANY_MASK and form == "tensor":
-        with pytest.raises(NotImplementedError, match="masks with gaps"):
-            attention(*clean, **how)
-        return
     for x in dirty[1:]:
         x[0, :, 4:], x[1, :, 6:] = torch.tensor([math.nan, INF, -INF])[:, None], math.nan
     dirty = [x.requires_grad_(grad) for x in dirty]
@@ -245,10 +245,6 @@ def test_a_query_that_sees_nothing_gets_zeros_and_gives_no_nan(kernel, form):
     how = {"mask": mask, "kernel": kernel}
     if form == "mod":
         how |= {"mask": shift(causal, -1, 0), "query_offset": 0, "key_offset": 0}
-    if kernel not in ANY_MASK and form == "tensor":
-        with pytest.raises(NotImplementedError, match="masks with gaps"):
-            attention(*given, **how)
-        return
     with_lse = kernel in can("return_lse")
     out = attention(*given, **how, return_lse=with_lse)
     if with_lse:

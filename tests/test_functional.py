@@ -7,6 +7,7 @@ import itertools
 import math
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from torch.nn.attention import flex_attention as flex
 
 from attention import attention, attention_scores, attention_weights
 from attention.kernels import KERNELS, Kernel
+from attention.masking import AttentionSpec
 
 INF = math.inf
 B, H_KV, H, L, S, D, DV = 2, 3, 6, 5, 7, 11, 13
@@ -523,8 +525,8 @@ def test_autocast_changes_nothing():
 def test_a_kernel_is_imported_on_first_use_and_gets_checked_arguments(monkeypatch):
     calls = []
 
-    def kernel(query, key, value, **how):
-        calls.append((query.shape, key.shape, value.shape, how))
+    def kernel(query, key, value, spec):
+        calls.append((query.shape, key.shape, value.shape, spec))
         return query.new_zeros(1, 1, L, DV), query.new_ones(1, 1, L)
 
     monkeypatch.setitem(KERNELS, "recorder", Kernel("recorder", "kernel"))
@@ -533,20 +535,21 @@ def test_a_kernel_is_imported_on_first_use_and_gets_checked_arguments(monkeypatc
     mask = some_mask(L, S)
     out, lse = attention(q, k, v, mask=mask, kernel="recorder", return_lse=True)
     assert (out.shape, lse.shape) == ((L, DV), (L,))
-    ((q_shape, k_shape, v_shape, how),) = calls
+    ((q_shape, k_shape, v_shape, spec),) = calls
     assert (q_shape, k_shape) == ((1, 1, L, D), (1, 1, S, D))
     assert v_shape == (1, 1, S, DV)
-    assert torch.equal(how.pop("mask"), mask[None, None])
-    assert how == {
-        "score_mod": None,
-        "query_offset": 0,
-        "key_offset": 0,
-        "scale": D**-0.5,
-        "return_lse": True,
-    }
+    assert torch.equal(spec.mask, mask[None, None])
+    assert replace(spec, mask=None) == AttentionSpec(scale=D**-0.5, return_lse=True)
     with pytest.raises(ValueError, match="scale"):
         attention(q, k, v, kernel="recorder", scale=-1)
     assert len(calls) == 1
+
+
+def test_offsets_that_no_mod_reads_change_nothing():
+    q, k, v = tensors()
+    out = attention(q, k, v, query_offset=3, key_offset=torch.arange(B))
+    assert torch.equal(out, attention(q, k, v))
+    assert torch.equal(attention(q, k, v, mask=MASK, query_offset=3), attention(q, k, v, mask=MASK))
 
 
 def test_vmap_over_batch_and_heads_gives_what_four_dimensions_do():
@@ -639,15 +642,9 @@ MASK = torch.ones(L, S, dtype=torch.bool)
         (
             {"mask": causal},
             ValueError,
-            "^query_offset is missing: where L=5 and S=7 differ, a mod needs",
+            "^query_offset is missing: where L=5 and S=7 differ, query_offset and key_offset must",
         ),
         ({"score_mod": alibi, "query_offset": 0}, ValueError, "^key_offset is missing"),
-        (
-            {"query_offset": 0},
-            ValueError,
-            "^query_offset has no use without a mask mod",
-        ),
-        ({"mask": MASK, "key_offset": 0}, ValueError, "^key_offset has no use without"),
         (
             {"mask": causal, "query_offset": 1.0, "key_offset": 0},
             TypeError,

@@ -4,7 +4,9 @@ In that process Triton cannot be imported until the questions about it, and then
 Python.
 """
 
+import ast
 import functools
+import graphlib
 import json
 import os
 import subprocess
@@ -69,6 +71,7 @@ os.environ["TRITON_INTERPRET"] = "0"
 from triton.backends.compiler import GPUTarget
 from triton.runtime.autotuner import Autotuner
 from attention.kernels.triton import triton_tiled
+from attention.masking import AttentionSpec
 
 class Nowhere:
     def get_current_target(self):
@@ -96,8 +99,8 @@ def _():
     for dtype, H, n, D in ((torch.bfloat16, 4, 70, 64), (torch.float32, 1, 1, 5)):
         shapes = (2, H, n, D), (2, max(1, H // 2), n, D), (2, max(1, H // 2), n, D)
         given = [torch.zeros(shape, dtype=dtype, requires_grad=True) for shape in shapes]
-        at = {"mask": causal, "score_mod": None, "query_offset": 0, "key_offset": 0}
-        out, lse = triton_tiled(*given, **at, scale=0.3, return_lse=True)
+        spec = AttentionSpec(mask=causal, scale=0.3, return_lse=True)
+        out, lse = triton_tiled(*given, spec)
         (out.sum() + lse.sum()).backward()
     return launched
 """
@@ -121,9 +124,45 @@ def test_the_package_imports_no_compiler():
     assert "torch._dynamo" not in answers()["imported"]
 
 
-@pytest.mark.parametrize("module", ["sdpa", "flex", "tiled", "triton_kernel"])
+@pytest.mark.parametrize("module", ["sdpa", "flex", "tiled", "triton"])
 def test_a_kernel_is_imported_when_it_is_asked_for(module):
-    assert f"attention.{module}" not in answers()["imported"]
+    assert f"attention.kernels.{module}" not in answers()["imported"]
+
+
+PACKAGE = Path(attention.__file__).parent
+MODULES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+
+
+def imported_by(module):
+    """Modules of the package that a module imports, at its top or in a function."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            yield from {node.module, *(f"{node.module}.{x.name}" for x in node.names)} & {*MODULES}
+        elif isinstance(node, ast.Import):
+            yield from {x.name for x in node.names} & {*MODULES}
+
+
+def test_imports_point_one_way():
+    graph = {module: {*imported_by(module)} - {"attention"} for module in MODULES}
+    assert graph["attention.functional"] >= {"attention.kernels", "attention.masking"}
+    [*graphlib.TopologicalSorter(graph).static_order()]  # raises CycleError
+
+
+@pytest.mark.parametrize("room", ["diagnosis", "modules", "pictures", "positions", "tasks"])
+def test_nothing_but_what_is_built_on_it_imports_a_room(room):
+    above = {"diagnosis": [], "modules": [], "pictures": [], "tasks": []}
+    above["positions"] = ["attention.modules", "attention.diagnosis"]
+    own = f"attention.{room}"
+    users = {
+        module
+        for module in MODULES
+        for name in imported_by(module)
+        if name.startswith(own) and not module.startswith((own, *above[room]))
+    }
+    assert users <= {"attention"}
 
 
 def test_torch_compile_takes_a_kernel_that_is_not_imported_yet_in_one_graph():

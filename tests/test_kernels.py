@@ -36,6 +36,7 @@ from attention import (
     softcap,
 )
 from attention.kernels import find
+from attention.masking import AttentionSpec
 from tests.machine import KERNELS, can
 
 INF, NAN = math.inf, math.nan
@@ -300,7 +301,8 @@ def test_flex_refuses_gradients_of_any_of_the_three_and_under_func_grad():
 
 def test_flex_refuses_gradients_on_a_cpu_alone():
     there = torch.zeros(1, 1, 2, 2, device="meta", requires_grad=True)
-    assert find("flex", (there, there, there), None, False) is kernels.KERNELS["flex"].load()
+    found = find("flex", there, there, there, AttentionSpec())
+    assert found is kernels.KERNELS["flex"].load()
 
 
 def test_a_refusal_names_nobody_who_would_refuse_too():
@@ -333,7 +335,7 @@ def test_forward_derivatives_are_given_by_the_reference_and_raise_elsewhere(kern
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
-@pytest.mark.parametrize("kernel", ["reference", "sdpa"])
+@pytest.mark.parametrize("kernel", can("torch.vmap"))
 def test_vmap_over_rows_is_a_batch(kernel):
     given = tensors()
     at = {"mask": causal, "query_offset": 2, "key_offset": 0, "kernel": kernel}
@@ -342,10 +344,11 @@ def test_vmap_over_rows_is_a_batch(kernel):
     torch.testing.assert_close(rows, want, rtol=0, atol=1e-12)
 
 
-def test_flex_under_vmap_raises():
+@pytest.mark.parametrize("kernel", [n for n in KERNELS if n not in can("torch.vmap")])
+def test_any_other_kernel_under_vmap_raises(kernel):
     given = tensors()
     with pytest.raises((RuntimeError, NotImplementedError)):
-        torch.vmap(lambda q, k, v: attention(q[None], k[None], v[None], kernel="flex"))(*given)
+        torch.vmap(lambda q, k, v: attention(q[None], k[None], v[None], kernel=kernel))(*given)
 
 
 # --- BlockMasks ----------------------------------------------------------------------------------

@@ -818,7 +818,6 @@ ROWS = "^value must have one row for each row of key, got .*"
         ({"mask": "causal"}, TypeError, "^mask must be .* got str$"),
         ({"mask": causal}, ValueError, "^query_offset is missing: where L=5 and S=7 differ"),
         ({"score_mod": 3}, TypeError, "^score_mod must be a function, got int$"),
-        ({"query_offset": 1}, ValueError, "^query_offset has no use without"),
         (
             {"mask": causal, "query_offset": 0, "key_offset": 1.5},
             TypeError,

@@ -18,8 +18,8 @@ if not machine.TRITON:
 import triton
 import triton.language as tl
 
-from attention import triton_kernel
-from attention.kernels.triton import seen_by
+from attention.kernels import triton as triton_kernel
+from attention.kernels.triton import query_range_of_key
 from benchmarks import compiled
 
 INF = math.inf
@@ -185,7 +185,7 @@ def test_no_query_that_sees_a_key_is_left_out(in_order):
     if in_order:
         first, last = first.sort(-1).values, last.sort(-1).values
         last = torch.maximum(first, last)
-    by_first, by_last = seen_by(first, last, 35)
+    by_first, by_last = query_range_of_key(first, last, 35)
     keys, queries = torch.arange(35)[:, None], torch.arange(25)
     pairs = (first[..., None, :] <= keys) & (keys < last[..., None, :])
     within = (by_first[..., None] <= queries) & (queries < by_last[..., None])

@@ -32,6 +32,7 @@ CAPABILITIES = (
     "gradients on a CPU",
     "gradients of what a score_mod captures",
     "second derivatives",
+    "torch.vmap",
     "torch.compile in one graph",
 )
 
@@ -98,13 +99,16 @@ KERNELS = {
         {
             "gradients on a CPU": "FlexAttention has no backward there",
             "second derivatives": "FlexAttention has no derivative of its own",
+            "torch.vmap": "FlexAttention has no rule for it",
         },
     ),
     "tiled": Kernel(
         "attention.kernels.tiled",
         "tiled",
         {
+            "gradients of what a score_mod captures": "it has none",
             "second derivatives": "its backward pass has no derivative",
+            "torch.vmap": "it has no rule for it",
             "torch.compile in one graph": "its plan is made as it runs",
         },
     ),
@@ -113,12 +117,13 @@ KERNELS = {
         "triton_tiled",
         {
             "tensors on a CPU": "it is for a GPU, or for TRITON_INTERPRET=1",
-            "masks with gaps": "a query must be known to see one run of keys",
+            "masks with gaps": "the keys of a query must stand side by side",
             "score_mod": "it knows masks alone",
-            "heads wider than 128": "what it carries along would not fit",
+            "heads wider than 128": "accumulators exceed on-chip memory",
             "gradients of what a score_mod captures": "it takes no score_mod",
             "second derivatives": "its backward pass has no derivative",
-            "torch.compile in one graph": "a mask is solved as it runs",
+            "torch.vmap": "it has no rule for it",
+            "torch.compile in one graph": "mask bounds are found as it runs",
         },
     ),
 }

@@ -1,15 +1,15 @@
 """The tiles of `attention.kernels.tiled` on a GPU, in Triton.
 
-Many programs run at once. One takes a strip of queries, keeps what it carries
-along on the chip, and meets the tiles of keys in turn:
+Many programs run at once. Each takes a block of queries, keeps m, l and acc
+on the chip, and goes through the tiles of keys:
 
-    largest' = max(largest, max_j scores_j)
-    shrink   = 2^(largest - largest')
-    total'   = shrink total + sum_j 2^(scores_j - largest')
-    mixed'   = shrink mixed + sum_j 2^(scores_j - largest') value_j
+    m'    = max(m, max_j s_j)
+    alpha = 2^(m - m')
+    l'    = alpha l   + sum_j 2^(s_j - m')
+    acc'  = alpha acc + sum_j 2^(s_j - m') value_j
 
-On the way back the gradient of a query sums over keys, and that of a key over
-queries. Each gets programs of its own, so that no two add to one place.
+In the backward pass the gradient of a query sums over keys, and that of a key
+over queries. Each has programs of its own, so that no two add to one address.
 
 With TRITON_INTERPRET=1 in the environment Triton runs this in Python, on a
 CPU: slowly, and with the same numbers but for TF32.
@@ -27,8 +27,8 @@ import triton.language as tl
 from torch import Tensor
 
 from attention.kernels import interpreted, refusal
-from attention.kernels.runs import runs
-from attention.masking import Mask, Offset
+from attention.kernels.blocks import runs
+from attention.masking import AttentionSpec
 from attention.softmax import upcast
 
 if interpreted() and isinstance(tl.max, triton.JITFunction):
@@ -45,7 +45,7 @@ SMALL = (64, 32, 4, 1) if INTERPRETED else (32, 32, 4, 1)
 
 # --8<-- [start:tuned]
 def tuned(*sizes: tuple[int, int, int, int]) -> Any:
-    """Try queries and keys of a tile, warps and stages; keep the fastest."""
+    """Try sizes of a tile, numbers of warps and stages; keep the fastest."""
     if INTERPRETED:
         sizes = ()
     configs = [
@@ -60,43 +60,44 @@ def tuned(*sizes: tuple[int, int, int, int]) -> Any:
 
 
 def _fitting(configs: list[Any], given: Any, BYTES: int, **rest: Any) -> Any:
-    """What a chip may have room for: float32 and wider, in the last alone."""
+    """What may fit on a chip: float32 and wider, in the last config alone."""
     return configs if BYTES == 2 else configs[-1:]
 
 
 # --8<-- [end:tuned]
 
 
-# --8<-- [start:of_head]
+# --8<-- [start:head_ptr]
 @triton.jit
-def of_head(x, b, h):
-    """x[b, h]; a tensor is where it begins, and its strides."""
-    at, by = x
-    return at + tl.cast(b, tl.int64) * by[0] + tl.cast(h, tl.int64) * by[1], by
+def head_ptr(x, b, h):
+    """x[b, h]; a tensor is a pointer and its strides."""
+    ptr, by = x
+    ptr += tl.cast(b, tl.int64) * by[0] + tl.cast(h, tl.int64) * by[1]
+    return ptr, by
 
 
-# --8<-- [end:of_head]
+# --8<-- [end:head_ptr]
 
 
-# --8<-- [start:rows_of]
+# --8<-- [start:row_ptrs]
 @triton.jit
-def rows_of(x, start, n: tl.constexpr, width: tl.constexpr):
-    """Where the n rows of x[b, h] from start on lie, (n, width)."""
-    at, by = x
-    at += tl.cast(start, tl.int64) * by[2]
+def row_ptrs(x, start, n: tl.constexpr, width: tl.constexpr):
+    """Pointers to the n rows of x[b, h] from start on, (n, width)."""
+    ptr, by = x
+    ptr += tl.cast(start, tl.int64) * by[2]
     i, d = tl.arange(0, n), tl.arange(0, width)
-    return at + i[:, None] * by[2] + d[None, :] * by[3]
+    return ptr + i[:, None] * by[2] + d[None, :] * by[3]
 
 
-# --8<-- [end:rows_of]
+# --8<-- [end:row_ptrs]
 
 
 # --8<-- [start:load]
 @triton.jit
 def load(x, start, rows, D: tl.constexpr, width: tl.constexpr):
-    """Rows of x[b, h], D numbers each; 0 in the place of all others."""
+    """Rows of x[b, h], (n, width): D numbers each, and 0 elsewhere."""
     here = rows[:, None] & (tl.arange(0, width) < D)[None, :]
-    return tl.load(rows_of(x, start, rows.shape[0], width), here, other=0.0)
+    return tl.load(row_ptrs(x, start, rows.shape[0], width), here, other=0.0)
 
 
 # --8<-- [end:load]
@@ -104,33 +105,33 @@ def load(x, start, rows, D: tl.constexpr, width: tl.constexpr):
 
 @triton.jit
 def store(x, start, rows, new, D: tl.constexpr):
-    """Put these rows into x[b, h], D numbers each."""
+    """Store these rows in x[b, h], D numbers each."""
     here = rows[:, None] & (tl.arange(0, new.shape[1]) < D)[None, :]
-    at = rows_of(x, start, new.shape[0], new.shape[1])
-    tl.store(at, new.to(at.dtype.element_ty), here)
+    ptrs = row_ptrs(x, start, new.shape[0], new.shape[1])
+    tl.store(ptrs, new.to(ptrs.dtype.element_ty), here)
 
 
 @triton.jit
 def load_each(x, start, end, n: tl.constexpr):
-    """One number of x[b, h] for each of n places, 0 past the end."""
-    at, by = x
+    """Numbers start to start + n - 1 of x[b, h], 0 from the end on."""
+    ptr, by = x
     i = start + tl.arange(0, n)
-    return tl.load(at + i * by[2], i < end, other=0)
+    return tl.load(ptr + i * by[2], i < end, other=0)
 
 
 @triton.jit
 def store_each(x, start, end, new):
-    """Put one number into each place of x[b, h], none past the end."""
-    at, by = x
+    """Store numbers in x[b, h] from start on, none from the end on."""
+    ptr, by = x
     i = start + tl.arange(0, new.shape[0])
-    tl.store(at + i * by[2], new, i < end)
+    tl.store(ptr + i * by[2], new, i < end)
 
 
 # --8<-- [start:dot]
 @triton.jit
 def dot(x, y):
-    """Their product, summed in float32 or wider; no TF32 before that."""
-    if INTERPRETED and x.dtype == tl.bfloat16:  # it knows no such numbers
+    """The product, summed in float32 or wider, and never rounded to TF32."""
+    if INTERPRETED and x.dtype == tl.bfloat16:  # not in NumPy
         x, y = x.to(tl.float32), y.to(tl.float32)
     return tl.dot(x, y, input_precision="ieee")
 
@@ -138,23 +139,23 @@ def dot(x, y):
 # --8<-- [end:dot]
 
 
-# --8<-- [start:strip]
+# --8<-- [start:program_block]
 @triton.jit
-def strip(H, L, ROWS: tl.constexpr):
-    """This program's row and head, and where its strip of L begins."""
-    strips, program = tl.cdiv(L, ROWS), tl.program_id(0)
-    bh = program // strips
-    # Where a mask is causal the last strips have most to do: they go first.
-    return bh // H, bh % H, (strips - 1 - program % strips) * ROWS
+def program_block(H, L, ROWS: tl.constexpr):
+    """This program's batch entry and head, and the start of its block of L."""
+    blocks, program = tl.cdiv(L, ROWS), tl.program_id(0)
+    bh = program // blocks
+    # With a causal mask the last blocks have most to compute: they go first.
+    return bh // H, bh % H, (blocks - 1 - program % blocks) * ROWS
 
 
-# --8<-- [end:strip]
+# --8<-- [end:program_block]
 
 
 # --8<-- [start:spans]
 @triton.jit
 def spans(first, last, S, KEYS: tl.constexpr):
-    """Where tiles begin to be seen in part, whole, in part, and no more."""
+    """Keys at which tiles begin to be masked, whole, masked, and skipped."""
     sees = first < last
     low = tl.min(tl.where(sees, first, S)) // KEYS * KEYS
     high = tl.max(tl.where(sees, last, 0))
@@ -168,33 +169,33 @@ def spans(first, last, S, KEYS: tl.constexpr):
 # --8<-- [end:spans]
 
 
-# --8<-- [start:meet]
+# --8<-- [start:tile_scores]
 @triton.jit
-def meet(
+def tile_scores(
     q,
     key,
     first,
     last,
     start,
-    unit,
+    scale,
     D: tl.constexpr,
     KEYS: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """A tile: which keys are seen, these keys, and the exponents of 2."""
+    """Which keys of a tile are seen, the keys, and scores (n, KEYS)."""
     seen = tl.full((KEYS,), True, tl.int1)
     if MASKED:
         keys = start + tl.arange(0, KEYS)[None, :]
         visible = (first[:, None] <= keys) & (keys < last[:, None])
         seen = tl.max(visible.to(tl.int32), 0) > 0
     k = load(key, start, seen, D, q.shape[1])
-    exponents = dot(q, k.T) * unit
+    s = dot(q, k.T) * scale  # (n, KEYS)
     if MASKED:
-        exponents = tl.where(visible, exponents, float("-inf"))
-    return seen, k, exponents
+        s = tl.where(visible, s, float("-inf"))
+    return seen, k, s
 
 
-# --8<-- [end:meet]
+# --8<-- [end:tile_scores]
 
 
 # --8<-- [start:forward]
@@ -223,36 +224,36 @@ def forward(
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """The output and the log-sum-exp of a strip of queries."""
-    b, h, start = strip(H, L, QUERIES)
+    """The output and the log-sum-exp of a block of queries."""
+    b, h, start = program_block(H, L, QUERIES)
     rows = start + tl.arange(0, QUERIES) < L
-    first = load_each(of_head(first, b, h), start, L, QUERIES)
-    last = load_each(of_head(last, b, h), start, L, QUERIES)
+    first = load_each(head_ptr(first, b, h), start, L, QUERIES)
+    last = load_each(head_ptr(last, b, h), start, L, QUERIES)
     sees = first < last
-    q = load(of_head(query, b, h), start, sees, D, WIDTH)
-    key, value = of_head(key, b, h // group), of_head(value, b, h // group)
-    unit = (tl.cast(scale[0], WIDE) + scale[1]) * LOG2_E
-    largest = tl.full((QUERIES,), LOWEST, WIDE)
-    total = tl.zeros((QUERIES,), WIDE)
-    mixed = tl.zeros((QUERIES, WIDTH_V), WIDE)
-    at = spans(first, last, S, KEYS)
+    q = load(head_ptr(query, b, h), start, sees, D, WIDTH)
+    key, value = head_ptr(key, b, h // group), head_ptr(value, b, h // group)
+    log2_scale = (tl.cast(scale[0], WIDE) + scale[1]) * LOG2_E
+    m = tl.full((QUERIES,), LOWEST, WIDE)
+    l = tl.zeros((QUERIES,), WIDE)
+    acc = tl.zeros((QUERIES, WIDTH_V), WIDE)
+    ends = spans(first, last, S, KEYS)
     for part in tl.static_range(3):
-        for i in tl.range(at[part], at[part + 1], KEYS):
-            seen, _, exponents = meet(
-                q, key, first, last, i, unit, D, KEYS, part != 1
+        for i in tl.range(ends[part], ends[part + 1], KEYS):
+            seen, _, s = tile_scores(
+                q, key, first, last, i, log2_scale, D, KEYS, part != 1
             )
-            highest = tl.maximum(largest, tl.max(exponents, 1))
-            powers = tl.exp2(exponents - highest[:, None])
-            shrink = tl.exp2(largest - highest)
-            total = total * shrink + tl.sum(powers, 1)
+            m_new = tl.maximum(m, tl.max(s, 1))
+            p = tl.exp2(s - m_new[:, None])  # (QUERIES, KEYS)
+            alpha = tl.exp2(m - m_new)
+            l = l * alpha + tl.sum(p, 1)
             v = load(value, i, seen, Dv, WIDTH_V)
-            mixed = mixed * shrink[:, None] + dot(powers.to(v.dtype), v)
-            largest = highest
-    total = tl.where(sees, total, 1.0)
-    level = tl.where(sees, largest + tl.log2(total), float("-inf"))
-    store_each(of_head(lse, b, h), start, L, level / LOG2_E)
-    mixed = tl.where(sees[:, None], mixed / total[:, None], 0.0)
-    store(of_head(out, b, h), start, rows, mixed, Dv)
+            acc = acc * alpha[:, None] + dot(p.to(v.dtype), v)
+            m = m_new
+    l = tl.where(sees, l, 1.0)
+    log2_sum = tl.where(sees, m + tl.log2(l), float("-inf"))
+    store_each(head_ptr(lse, b, h), start, L, log2_sum / LOG2_E)
+    acc = tl.where(sees[:, None], acc / l[:, None], 0.0)
+    store(head_ptr(out, b, h), start, rows, acc, Dv)
 
 
 # --8<-- [end:forward]
@@ -288,36 +289,36 @@ def backward_query(
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """The gradient of a strip of queries, and delta for that of the keys."""
-    b, h, start = strip(H, L, QUERIES)
+    """The gradient of a block of queries, and delta for that of the keys."""
+    b, h, start = program_block(H, L, QUERIES)
     rows = start + tl.arange(0, QUERIES) < L
-    first = load_each(of_head(first, b, h), start, L, QUERIES)
-    last = load_each(of_head(last, b, h), start, L, QUERIES)
+    first = load_each(head_ptr(first, b, h), start, L, QUERIES)
+    last = load_each(head_ptr(last, b, h), start, L, QUERIES)
     sees = first < last
-    q = load(of_head(query, b, h), start, sees, D, WIDTH)
-    key, value = of_head(key, b, h // group), of_head(value, b, h // group)
-    out = load(of_head(out, b, h), start, sees, Dv, WIDTH_V)
-    grad = load(of_head(grad_out, b, h), start, sees, Dv, WIDTH_V)
+    q = load(head_ptr(query, b, h), start, sees, D, WIDTH)
+    key, value = head_ptr(key, b, h // group), head_ptr(value, b, h // group)
+    out = load(head_ptr(out, b, h), start, sees, Dv, WIDTH_V)
+    do = load(head_ptr(grad_out, b, h), start, sees, Dv, WIDTH_V)
     scale = tl.cast(scale[0], WIDE) + scale[1]
-    level = load_each(of_head(lse, b, h), start, L, QUERIES) * LOG2_E
-    level = tl.where(sees, level, 0.0)
-    less = tl.sum(grad.to(WIDE) * out.to(WIDE), 1)
-    less -= load_each(of_head(grad_lse, b, h), start, L, QUERIES)
-    less = tl.where(sees, less, 0.0)
-    store_each(of_head(delta, b, h), start, L, less)
-    grad_q = tl.zeros((QUERIES, WIDTH), WIDE)
-    at = spans(first, last, S, KEYS)
+    lse = load_each(head_ptr(lse, b, h), start, L, QUERIES) * LOG2_E
+    lse = tl.where(sees, lse, 0.0)
+    d = tl.sum(do.to(WIDE) * out.to(WIDE), 1)
+    d -= load_each(head_ptr(grad_lse, b, h), start, L, QUERIES)
+    d = tl.where(sees, d, 0.0)
+    store_each(head_ptr(delta, b, h), start, L, d)
+    dq = tl.zeros((QUERIES, WIDTH), WIDE)
+    ends = spans(first, last, S, KEYS)
     for part in tl.static_range(3):
-        for i in tl.range(at[part], at[part + 1], KEYS):
-            unit = scale * LOG2_E
-            seen, k, exponents = meet(
-                q, key, first, last, i, unit, D, KEYS, part != 1
+        for i in tl.range(ends[part], ends[part + 1], KEYS):
+            log2_scale = scale * LOG2_E
+            seen, k, s = tile_scores(
+                q, key, first, last, i, log2_scale, D, KEYS, part != 1
             )
-            weights = tl.exp2(exponents - level[:, None])
+            p = tl.exp2(s - lse[:, None])  # (QUERIES, KEYS)
             v = load(value, i, seen, Dv, WIDTH_V)
-            grad_scores = weights * (dot(grad, v.T) - less[:, None])
-            grad_q += dot(grad_scores.to(k.dtype), k)
-    store(of_head(grad_query, b, h), start, rows, grad_q * scale, D)
+            ds = p * (dot(do, v.T) - d[:, None])  # (QUERIES, KEYS)
+            dq += dot(ds.to(k.dtype), k)
+    store(head_ptr(grad_query, b, h), start, rows, dq * scale, D)
 
 
 # --8<-- [end:backward_query]
@@ -355,38 +356,38 @@ def backward_key(
     KEYS: tl.constexpr,
 ):
     """The gradients of a tile of keys and of their values; H is theirs."""
-    b, kv_head, start = strip(H, S, KEYS)
+    b, kv_head, start = program_block(H, S, KEYS)
     keys = start + tl.arange(0, KEYS)
-    k = load(of_head(key, b, kv_head), start, keys < S, D, WIDTH)
-    v = load(of_head(value, b, kv_head), start, keys < S, Dv, WIDTH_V)
+    k = load(head_ptr(key, b, kv_head), start, keys < S, D, WIDTH)
+    v = load(head_ptr(value, b, kv_head), start, keys < S, Dv, WIDTH_V)
     scale = tl.cast(scale[0], WIDE) + scale[1]
-    grad_k = tl.zeros((KEYS, WIDTH), WIDE)
-    grad_v = tl.zeros((KEYS, WIDTH_V), WIDE)
+    dk = tl.zeros((KEYS, WIDTH), WIDE)
+    dv = tl.zeros((KEYS, WIDTH_V), WIDE)
     for h in range(kv_head * group, (kv_head + 1) * group):
-        low = load_each(of_head(by_first, b, h), start, S, KEYS)
+        low = load_each(head_ptr(by_first, b, h), start, S, KEYS)
         low = tl.min(tl.where(keys < S, low, L)) // QUERIES * QUERIES
-        high = tl.max(load_each(of_head(by_last, b, h), start, S, KEYS))
-        q_h, grad_h = of_head(query, b, h), of_head(grad_out, b, h)
-        first_h, last_h = of_head(first, b, h), of_head(last, b, h)
-        lse_h, delta_h = of_head(lse, b, h), of_head(delta, b, h)
+        high = tl.max(load_each(head_ptr(by_last, b, h), start, S, KEYS))
+        q_h, do_h = head_ptr(query, b, h), head_ptr(grad_out, b, h)
+        first_h, last_h = head_ptr(first, b, h), head_ptr(last, b, h)
+        lse_h, delta_h = head_ptr(lse, b, h), head_ptr(delta, b, h)
         for i in tl.range(low, high, QUERIES):
             begin = load_each(first_h, i, L, QUERIES)
             end = load_each(last_h, i, L, QUERIES)
             sees = begin < end
             q = load(q_h, i, sees, D, WIDTH)
-            grad = load(grad_h, i, sees, Dv, WIDTH_V)
-            level = load_each(lse_h, i, L, QUERIES) * LOG2_E
-            less = load_each(delta_h, i, L, QUERIES)
-            # A row for each key: what is summed needs not be turned.
+            do = load(do_h, i, sees, Dv, WIDTH_V)
+            lse_i = load_each(lse_h, i, L, QUERIES) * LOG2_E
+            d = load_each(delta_h, i, L, QUERIES)
+            # A row for each key, so that p and ds need no transpose.
             visible = (begin <= keys[:, None]) & (keys[:, None] < end)
-            exponents = dot(k, q.T) * (scale * LOG2_E) - level
-            weights = tl.where(visible, tl.exp2(exponents), 0.0)
-            grad_v += dot(weights.to(grad.dtype), grad)
-            grad_scores = weights * (dot(v, grad.T) - less)
-            grad_scores = tl.where(visible, grad_scores, 0.0)
-            grad_k += dot(grad_scores.to(q.dtype), q)
-    store(of_head(grad_key, b, kv_head), start, keys < S, grad_k * scale, D)
-    store(of_head(grad_value, b, kv_head), start, keys < S, grad_v, Dv)
+            s = dot(k, q.T) * (scale * LOG2_E)  # (KEYS, QUERIES)
+            p = tl.where(visible, tl.exp2(s - lse_i), 0.0)
+            dv += dot(p.to(do.dtype), do)
+            ds = p * (dot(v, do.T) - d)  # (KEYS, QUERIES)
+            ds = tl.where(visible, ds, 0.0)
+            dk += dot(ds.to(q.dtype), q)
+    store(head_ptr(grad_key, b, kv_head), start, keys < S, dk * scale, D)
+    store(head_ptr(grad_value, b, kv_head), start, keys < S, dv, Dv)
 
 
 # --8<-- [end:backward_key]
@@ -394,39 +395,31 @@ def backward_key(
 
 # --8<-- [start:triton_tiled]
 def triton_tiled(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    mask: Mask | None,
-    score_mod: None,
-    query_offset: Offset,
-    key_offset: Offset,
-    scale: float,
-    return_lse: bool,
+    query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec
 ) -> tuple[Tensor, Tensor | None]:
     """What `reference` computes, on a GPU, in memory that grows with L and S.
 
-    Of a mask it must be known which run of keys each query sees. A query, key
-    or value has at most 128 numbers.
+    The keys that a query may attend to must stand side by side, and D and Dv
+    be at most 128.
     """
     if max(query.shape[-1], value.shape[-1]) > WIDEST:
         raise refusal("triton", "heads wider than 128")
-    if 0 in (*query.shape[:3], key.shape[2]):  # there is nothing to run
+    if 0 in (*query.shape[:3], key.shape[2]):  # no pairs
         lse = upcast(query.new_full(query.shape[:3], -math.inf))
         return query.new_zeros(*query.shape[:3], value.shape[-1]), lse
-    try:
-        seen = runs(mask, query, key, query_offset, key_offset)
-    except (TypeError, AttributeError) as error:  # it wants something else
-        raise refusal("triton", "masks with gaps") from error
+    found = runs(spec.mask, spec.indices(query, key))
+    if found is None:
+        raise refusal("triton", "masks with gaps")
     apply: Any = _Triton.apply
-    out, lse = apply(query, key, value, *seen, scale)
-    return out, lse if return_lse else None
+    out, lse = apply(query, key, value, *found, spec.scale)
+    return out, lse if spec.return_lse else None
 
 
 # --8<-- [end:triton_tiled]
 
-triton_tiled = torch.compiler.disable(triton_tiled, reason="it solves a mask")
+triton_tiled = torch.compiler.disable(
+    triton_tiled, reason="mask bounds are computed at run time"
+)
 
 
 def _launch(
@@ -436,14 +429,14 @@ def _launch(
     value: Tensor,
     scale: float,
 ) -> None:
-    """Run one program for each strip of queries; of backward_key, of keys."""
+    """Run a program for each block of queries; of backward_key, of keys."""
     (B, H, L, D), (_, H_kv, S, Dv) = query.shape, value.shape
     by_key = kernel is backward_key
     n_heads, n = (H_kv, S) if by_key else (H, L)
 
-    def grid(how: dict[str, int]) -> tuple[int]:
-        strip = how["KEYS" if by_key else "QUERIES"]
-        return (B * n_heads * triton.cdiv(n, strip),)
+    def grid(config: dict[str, int]) -> tuple[int]:
+        block = config["KEYS" if by_key else "QUERIES"]
+        return (B * n_heads * triton.cdiv(n, block),)
 
     high = float(torch.tensor(scale, dtype=torch.float32))
     with torch.cuda.device_of(query):
@@ -464,12 +457,14 @@ def _launch(
         )
 
 
-# --8<-- [start:seen_by]
-def seen_by(first: Tensor, last: Tensor, S: int) -> tuple[Tensor, Tensor]:
+# --8<-- [start:query_range_of_key]
+def query_range_of_key(
+    first: Tensor, last: Tensor, S: int
+) -> tuple[Tensor, Tensor]:
     """For each key, queries first to last - 1 beyond which none sees it.
 
-    All are (B, H, L), and what is returned is (B, H, S). Where runs begin and
-    end in the order of the queries, all queries between see the key.
+    Takes (B, H, L), and returns (B, H, S). Where runs begin and end in the
+    order of the queries, all queries between see the key.
     """
     keys = torch.arange(S, device=first.device, dtype=first.dtype)
     keys = keys.repeat(*first.shape[:2], 1)
@@ -482,7 +477,7 @@ def seen_by(first: Tensor, last: Tensor, S: int) -> tuple[Tensor, Tensor]:
     return by_first, by_last
 
 
-# --8<-- [end:seen_by]
+# --8<-- [end:query_range_of_key]
 
 
 class _Triton(torch.autograd.Function):
@@ -534,13 +529,13 @@ class _Gradients(torch.autograd.Function):
         grad_lse: Tensor,
         scale: float,
     ) -> tuple[Tensor, ...]:
-        """Those of query, key and value."""
+        """The gradients of query, key and value."""
         grads = [torch.zeros_like(x) for x in (query, key, value)]
         delta = torch.empty_like(lse)
         given = [query, key, value, first, last]
         rest = [out, lse, grad_out, grad_lse, delta, grads[0]]
         _launch(backward_query, [*given, *rest], query, value, scale)
-        by = seen_by(first, last, key.shape[2])
+        by = query_range_of_key(first, last, key.shape[2])
         rest = [*by, lse, grad_out, delta, *grads[1:]]
         _launch(backward_key, [*given, *rest], query, value, scale)
         return tuple(grads)
