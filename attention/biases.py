@@ -91,9 +91,7 @@ class T5Bias(nn.Module):
 
     Args:
         n_heads: heads of the queries.
-        n_buckets: rows of the table, as in `t5_buckets`.
-        max_distance: as in `t5_buckets`.
-        bidirectional: as in `t5_buckets`.
+        n_buckets, max_distance, bidirectional: as in `t5_buckets`.
 
     Raises:
         TypeError, ValueError: a size is not an integer, or is out of range.
@@ -209,15 +207,11 @@ def alibi(n_heads: int) -> ScoreMod:
         tensor([0.3127, 0.3329, 0.3544])
     """
     slopes = alibi_slopes(n_heads)
-
-    @elementwise
-    def alibi_bias(
-        score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
-    ) -> Tensor:
-        slope = slopes.to(score)[h]
-        return score - slope * (q_idx - kv_idx).abs()
-
-    return alibi_bias
+    return elementwise(
+        lambda score, b, h, q_idx, kv_idx: (
+            score - slopes.to(score)[h] * (q_idx - kv_idx).abs()
+        )
+    )
 
 
 # --8<-- [end:alibi]
@@ -245,14 +239,9 @@ def softcap(cap: float | int) -> ScoreMod:
         tensor([0.9869, 5.0000])
     """
     cap = check_number("cap", cap)
-
-    @elementwise
-    def capped(
-        score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
-    ) -> Tensor:
-        return cap * (score / cap).tanh()
-
-    return capped
+    return elementwise(
+        lambda score, b, h, q_idx, kv_idx: cap * (score / cap).tanh()
+    )
 
 
 def _buckets_a_side(

@@ -78,14 +78,9 @@ def sliding_window(size: int) -> MaskMod:
         TypeError, ValueError: size is not an integer, or is below 1.
     """
     check_sizes(size=size)
-
-    @elementwise
-    def window_mask(
-        b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
-    ) -> Tensor:
-        return (q_idx >= kv_idx) & (q_idx - kv_idx < size)
-
-    return window_mask
+    return elementwise(
+        lambda b, h, q_idx, kv_idx: (q_idx >= kv_idx) & (q_idx - kv_idx < size)
+    )
 
 
 # --8<-- [end:sliding_window]
@@ -108,14 +103,7 @@ def first_tokens(n: int) -> MaskMod:
         TypeError, ValueError: n is not an integer, or is below 0.
     """
     check_sizes(0, n=n)
-
-    @elementwise
-    def first_mask(
-        b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
-    ) -> Tensor:
-        return kv_idx < n
-
-    return first_mask
+    return elementwise(lambda b, h, q_idx, kv_idx: kv_idx < n)
 
 
 # --8<-- [end:first_tokens]
@@ -138,14 +126,9 @@ def prefix_lm(n: int) -> MaskMod:
         TypeError, ValueError: n is not an integer, or is below 0.
     """
     check_sizes(0, n=n)
-
-    @elementwise
-    def prefix_mask(
-        b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
-    ) -> Tensor:
-        return (kv_idx < n) | (q_idx >= kv_idx)
-
-    return prefix_mask
+    return elementwise(
+        lambda b, h, q_idx, kv_idx: (kv_idx < n) | (q_idx >= kv_idx)
+    )
 
 
 # --8<-- [end:prefix_lm]
@@ -220,14 +203,7 @@ def padding(lengths: Integer[Tensor, "B"]) -> MaskMod:
         )
     if not torch.compiler.is_compiling() and bool((lengths < 0).any()):
         raise argument_error("lengths", "be at least 0", lengths.tolist())
-
-    @elementwise
-    def padding_mask(
-        b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
-    ) -> Tensor:
-        return kv_idx < lengths[b]
-
-    return padding_mask
+    return elementwise(lambda b, h, q_idx, kv_idx: kv_idx < lengths[b])
 
 
 # --8<-- [end:padding]

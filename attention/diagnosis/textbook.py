@@ -1,3 +1,4 @@
+# ruff: noqa: D102 - the names of the steps describe them
 """Attention step by step, with every option of this book.
 
 Each step is a method, so that `mistakes` can replace one of them. The options
@@ -79,7 +80,7 @@ class TextbookAttention:
         self.row = torch.arange(self.L)[:, None]  # (L, 1)
         self.q = self.row + self.query_start()  # (L, 1)
         self.k = torch.arange(self.S)  # (S,)
-        self.allowed = self.combined_mask()  # (B or 1, H or 1, L, S)
+        self.allowed = self.combined_mask()  # True where a query may attend
         self.key = self.clear_masked(self.key)
         self.value = self.clear_masked(self.value)
         if self.rotary:
@@ -95,44 +96,34 @@ class TextbookAttention:
         return (out, self.lse().reshape(shape)) if self.return_lse else out
 
     def prepare(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Query, key and value as they are given."""
-        return tensors
+        return tensors  # query, key and value
 
     def upcast(self, x: Tensor) -> Tensor:
-        """A tensor in float32 or wider."""
         return upcast(x)
 
     def split_heads(self, x: Tensor) -> Tensor:
-        """Heads (B, H, L, D), which `as_heads` has already split."""
-        return x
+        return x  # (B, H, L, D), split by as_heads
 
     def repeat_kv(self, x: Tensor) -> Tensor:
-        """Keys or values (B, H_kv, S, D), repeated to (B, H, S, D)."""
-        return repeat_kv(x, self.H)
+        return repeat_kv(x, self.H)  # (B, H, S, D)
 
     # Masks: self.q and self.k are positions, (L, 1) and (S,).
     def query_start(self) -> int:
-        """The position of the first query."""
         return self.query_offset or 0
 
     def causal_mask(self) -> Tensor:
-        """True for keys at or before the query, (L, S)."""
-        return self.q >= self.k
+        return self.q >= self.k  # (L, S)
 
     def window_mask(self, window: int) -> Tensor:
-        """True for keys in the query's window, (L, S)."""
-        return (self.k <= self.q) & (self.q - self.k < window)
+        return (self.k <= self.q) & (self.q - self.k < window)  # (L, S)
 
     def padding_mask(self, lengths: Tensor) -> Tensor:
-        """True for keys that are not padding, (B, 1, 1, S)."""
-        return self.k < lengths
+        return self.k < lengths  # (B, 1, 1, S)
 
     def given_mask(self, mask: Tensor) -> Tensor:
-        """The mask argument, True where a query may attend."""
         return mask
 
     def combined_mask(self) -> Tensor:
-        """All masks together, (B or 1, H or 1, L, S)."""
         allowed = torch.ones(1, 1, self.L, self.S, dtype=torch.bool)
         if self.mask is not None:
             allowed = allowed & self.given_mask(self.mask)
@@ -143,16 +134,14 @@ class TextbookAttention:
         if self.lengths is not None:
             lengths = self.lengths[:, None, None, None]  # (B, 1, 1, 1)
             allowed = allowed & self.padding_mask(lengths)
-        return allowed
+        return allowed  # (B or 1, H or 1, L, S)
 
     def clear_masked(self, x: Tensor) -> Tensor:
-        """Keys or values, zero where no query may attend."""
         return x.masked_fill(~self.allowed.any(-2)[..., None], 0)
 
     def apply_rotary(
         self, q: Tensor, k: Tensor, v: Tensor
     ) -> tuple[Tensor, ...]:
-        """Query and key rotated by their positions, and the value."""
         return (
             self.rotate_one(q, self.query_offset or 0),
             self.rotate_one(k),
@@ -168,7 +157,6 @@ class TextbookAttention:
         base: float = 10000.0,
         sign: int = 1,
     ) -> Tensor:
-        """Vectors rotated by their positions, or with the other pairing."""
         p = sign * (first + torch.arange(x.shape[-2], dtype=torch.float64))
         angles = p[:, None] * frequencies("D", x.shape[-1], base)  # (L, D / 2)
         cos, sin = angles.cos().to(x), angles.sin().to(x)
@@ -177,83 +165,64 @@ class TextbookAttention:
 
     # Scores, (B, H, L, S).
     def dot_products(self) -> Tensor:
-        """Query times key."""
         return self.query @ self.key.mT  # (B, H, L, S)
 
     def default_scale(self) -> float:
-        """The scale where none is given."""
         return 1 / math.sqrt(self.D)
 
     def scale_factor(self) -> float | int:
-        """The scale."""
         return self.default_scale() if self.scale is None else self.scale
 
     def apply_softcap(self, s: Tensor) -> Tensor:
-        """Scores kept between -softcap and softcap, if there is one."""
         c = self.softcap
         return s if c is None else c * torch.tanh(s / c)
 
     def slopes(self) -> Tensor:
-        """ALiBi's slope of each head, (H,)."""
-        return alibi_slopes(self.H)
+        return alibi_slopes(self.H)  # (H,)
 
     def distance(self) -> Tensor:
-        """Between the positions of query and key, (L, S)."""
-        return (self.q - self.k).abs()
+        return (self.q - self.k).abs()  # (L, S)
 
     def add_alibi(self, s: Tensor) -> Tensor:
-        """Scores less slope times distance."""
         return s - self.slopes()[:, None, None] * self.distance()
 
     def add_bias(self, s: Tensor) -> Tensor:
-        """Scores with ALiBi's bias, if it is asked for."""
         return self.add_alibi(s) if self.alibi else s
 
     def modified_scores(self) -> Tensor:
-        """Scaled scores with softcap and bias, before the mask."""
         scaled = self.dot_products() * self.scale_factor()
         return self.add_bias(self.apply_softcap(scaled))
 
     def mask_scores(self, s: Tensor) -> Tensor:
-        """Scores, -inf where a query may not attend."""
         return s.masked_fill(~self.allowed, -math.inf)
 
     def scores(self) -> Tensor:
-        """The scores that the softmax takes."""
         return self.mask_scores(self.modified_scores())
 
     # Weights (B, H, L, S) and output (B, H, L, Dv).
     def softmax_dim(self) -> int:
-        """The dimension along which weights sum to 1."""
         return -1
 
     def softmax(self, s: Tensor) -> Tensor:
-        """Scores to weights."""
         return softmax(s, self.softmax_dim())
 
     def weights(self) -> Tensor:
-        """The weights before dropout."""
         return self.softmax(self.scores())
 
     def drop(self, w: Tensor) -> Tensor:
-        """Weights dropped with probability p, the others over 1 - p."""
         return F.dropout(w, self.dropout)
 
     def apply_dropout(self, w: Tensor) -> Tensor:
-        """Weights after dropout, if it is asked for."""
         return self.drop(w) if self.dropout else w
 
     def attend(self) -> Tensor:
-        """Weights times value."""
         return self.apply_dropout(self.weights()) @ self.value
 
     def lse(self) -> Tensor:
-        """The log-sum-exp of the scores, (B, H, L)."""
-        return logsumexp(self.scores())
+        return logsumexp(self.scores())  # (B, H, L)
 
     def join_heads(self, out: Tensor) -> Tensor:
-        """The output (B, H, L, Dv), whose heads `run` joins."""
-        return out
+        return out  # (B, H, L, Dv)
 
 
 def as_heads(x: Tensor, n_heads: int | None) -> Tensor:

@@ -106,9 +106,8 @@ def pairing_permutation(
     """Permutation of a head's components from interleaved pairs to halves.
 
     With p this permutation, rotate(x[..., p], pairing="half") is
-    rotate(x, pairing="interleaved")[..., p]. Scores do not depend on the order
-    of the components: permute the rows of the query and key weights head by
-    head, and the model computes the same with halves. p.argsort() is the
+    rotate(x, pairing="interleaved")[..., p]. To convert a model, permute the
+    rows of the query and key weights, head by head. p.argsort() is the
     inverse.
 
     Args:
@@ -136,8 +135,7 @@ def pairing_permutation(
 class RotaryEmbedding(nn.Module):
     """Rotates queries and keys by angles proportional to their positions.
 
-    There are no parameters: the state_dict is empty, and half() or
-    to(torch.bfloat16) leave the frequencies in float64.
+    The state_dict is empty, and half() leaves the frequencies in float64.
 
     Args:
         head_dim: components of a head.
