@@ -30,7 +30,7 @@ SHOWN = re.compile(
     r"<(?P<tag>h[1-6]|a|pre|code|svg|summary|figcaption)\b.*?</(?P=tag)>|<em>(?P<text>[^<]*)</em>",
     re.S,
 )
-LISTING = re.compile(rf'--8<-- "{reference.PACKAGE}/\w+\.py:(?P<name>\w+)"')
+LISTING = re.compile(rf'--8<-- "{reference.PACKAGE}/(?:\w+/)*\w+\.py:(?P<name>\w+)"')
 NAME = re.compile(r'<h3 id="(?P<name>\w+)">.*?</h3>', re.S)
 DEFINITION = re.compile(
     r'<dt\b[^>]*\bid="(?P<key>[\w-]+)".*?</dt>\s*<dd>.*?(?=(?:</p>\s*)?</dd>)', re.S
