@@ -77,5 +77,6 @@ def test_a_chapter_has_its_parts(path: Path) -> None:
 
 @pytest.mark.parametrize("public", attention.__all__)
 def test_every_public_name_is_used_by_a_chapter(public: str) -> None:
-    uses = re.compile(rf"from attention import[^\n]*\b{public}\b|attention/(?:\w+/)*\w+\.py:{public}\b")
+    imported = rf"from attention import (?:[^(\n]*|\([^)]*)\b{public}\b"
+    uses = re.compile(rf"{imported}|attention/(?:\w+/)*\w+\.py:{public}\b")
     assert any(uses.search(path.read_text("utf-8")) for path in CHAPTERS)
