@@ -128,14 +128,14 @@ def test_alibi_has_the_published_slopes_of_eight_heads():
     torch.testing.assert_close(alibi_slopes(16)[:2], torch.tensor([2**-0.5, 2**-1]))
 
 
-def test_alibi_fills_twelve_heads_up_with_slopes_from_between():
+def test_alibi_has_the_published_slopes_of_twelve_heads():
     fill = [2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5]
     expected = torch.tensor([1 / 2**h for h in range(1, 9)] + fill)
     torch.testing.assert_close(alibi_slopes(12), expected)
 
 
-def test_a_slope_of_ln_2_halves_the_weight_with_each_place():
-    # Equal scores: of the first head of two, e^(-1/16) for each place.
+def test_a_slope_of_ln_2_halves_the_weight_with_each_position():
+    # Equal scores: of the first head of two, e^(-1/16) for each position.
     x = torch.zeros(1, 2, 3, 1, dtype=torch.float64)
     weights = attention_weights(x, x, mask=causal, score_mod=alibi(2))[0, 0, 2]
     share = math.exp(-1 / 16)
@@ -236,8 +236,8 @@ def test_scalars_broadcasting_and_vmap_say_the_same(mod, by_number):
     open_grid = [x.view([-1 if i == d else 1 for i in range(4)]) for d, x in enumerate(indices)]
     mapped = mod
     for dim in (3, 2, 1, 0):
-        places = tuple(0 if i == dim else None for i in range(4))
-        mapped = torch.vmap(mapped, in_dims=(0, *places))
+        in_dims = tuple(0 if i == dim else None for i in range(4))
+        mapped = torch.vmap(mapped, in_dims=(0, *in_dims))
     for got in (
         one_by_one,
         mod(scores, *grid),
@@ -266,7 +266,7 @@ def test_a_mod_keeps_the_dtype_of_the_scores(mod, by_number, dtype):
 
 
 @pytest.mark.parametrize("name", ["T5", "T5 one way", "ALiBi"])
-def test_a_bias_knows_the_difference_of_two_positions_only(name):
+def test_a_bias_depends_on_relative_positions_only(name):
     mod, _ = CASES[name]
     q, k, v = tensors()
     here = attention(q, k, v, score_mod=mod, query_offset=2, key_offset=0)
@@ -309,7 +309,7 @@ def test_the_mean_distance_of_a_slope_is_that_of_a_geometric_distribution():
     at = {"query_offset": n - 1, "key_offset": 0}
     weights = attention_weights(x[:, :, -1:], x, mask=causal, score_mod=alibi(8), **at)
     mean = weights[0, :, 0] @ (n - 1 - torch.arange(n, dtype=torch.float64))
-    # What is cut off beyond 4000 places at the flattest slope, 1/256, is below 1e-5.
+    # What is cut off beyond 4000 positions at the flattest slope, 1/256, is below 1e-5.
     torch.testing.assert_close(mean, 1 / torch.expm1(alibi_slopes(8).double()), rtol=1e-4, atol=0)
 
 
@@ -358,7 +358,7 @@ def test_a_row_that_no_pair_reads_gets_no_gradient():
     module = t5()
     attention(q, k, v, score_mod=module).square().sum().backward()
     unread = (module.table.weight.grad == 0).all(1)
-    assert unread.tolist() == [False] * 4 + [True] + [False] * 3  # zero places after the query
+    assert unread.tolist() == [False] * 4 + [True] + [False] * 3  # zero positions after the query
     module.zero_grad()
     attention(q, k, v, mask=causal, score_mod=module).square().sum().backward()
     assert (module.table.weight.grad == 0).all(1).tolist() == [False] * 4 + [True] * 4
@@ -431,7 +431,7 @@ def test_torch_compile_takes_all_of_them_and_follows_lengths_that_change():
             torch.testing.assert_close(compiled(*inputs), f(*inputs))
 
 
-def test_more_heads_than_a_mod_knows_do_not_pass_in_silence():
+def test_more_heads_than_slopes_raise():
     q, k, v = tensors(S, S)
     for mod in (alibi(2), T5Bias(2).double()):
         with pytest.raises(IndexError, match="out of bounds"):

@@ -215,7 +215,7 @@ def test_a_prefix_is_read_both_ways_and_the_rest_is_causal():
     assert grid(prefix_lm(3)) == grid(flex.or_masks(causal, first_tokens(3)))
 
 
-def test_a_document_sees_its_own_tokens_and_what_stands_outside_sees_none():
+def test_a_document_attends_to_itself_and_a_position_outside_to_nothing():
     mod = document(torch.tensor([8, 8, 2, 8]))
     assert grid(mod, 5, 5) == ["11010", "11010", "00100", "11010", "00000"]
     assert grid(flex.and_masks(causal, mod), 5, 5) == ["10000", "11000", "00100", "11010", "00000"]
@@ -244,7 +244,7 @@ def test_a_shifted_mod_begins_where_the_block_does():
 
 
 @EVERY
-def test_scalars_vmap_broadcasting_and_create_mask_say_the_same(mod, allowed):
+def test_scalars_vmap_broadcasting_and_create_mask_agree(mod, allowed):
     expected = by_loop(allowed, B, H, L, S)
     indices = [torch.arange(n) for n in (B, H, L, S)]
     by_scalars = [mod(*pair) for pair in itertools.product(*indices)]
@@ -461,7 +461,7 @@ def test_a_key_has_influence_if_and_only_if_it_is_real():
 
 
 @pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf])
-def test_junk_in_the_filling_has_no_influence_forward_or_backward(junk):
+def test_junk_in_padding_has_no_influence_forward_or_backward(junk):
     lengths = torch.tensor([4, 0])
     q, k, v = tensors()
     k[0, :, 4:], k[1], v[0, :, 4:], v[1] = junk, junk, junk, junk
@@ -513,7 +513,7 @@ def test_two_dimensions_are_the_first_row_of_the_batch():
     torch.testing.assert_close(attention(q, k, v, mask=padding(LENGTHS)), expected)
 
 
-def test_too_few_lengths_for_the_batch_do_not_pass_in_silence():
+def test_too_few_lengths_for_the_batch_raise():
     q, k, v = tensors(S, S)
     with pytest.raises(IndexError, match="out of bounds"):
         attention(q, k, v, mask=padding(LENGTHS[:1]))
@@ -635,7 +635,7 @@ def test_torch_compile_follows_lengths_documents_and_offsets_that_change():
         (torch.tensor([3, -1]), ValueError, r"^lengths must be at least 0, got \[3, -1\]$"),
     ],
 )
-def test_wrong_lengths_are_named_with_what_came(lengths, error, message):
+def test_padding_names_bad_lengths(lengths, error, message):
     with pytest.raises(error, match=message):
         padding(lengths)
 
@@ -669,7 +669,7 @@ def test_wrong_lengths_are_named_with_what_came(lengths, error, message):
         (lambda: shift(causal, 0, torch.ones(2, 1).int()), ValueError, r"^kv .*, got \(2, 1\)$"),
     ],
 )
-def test_what_a_mod_is_made_of_is_checked_when_it_is_made(call, error, message):
+def test_the_arguments_of_a_mask_are_checked(call, error, message):
     with pytest.raises(error, match=message):
         call()
 

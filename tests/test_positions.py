@@ -1,4 +1,4 @@
-"""Places as vectors: by hand, against a loop, the linear map, tables, errors.
+"""Absolute positions: by hand, against a loop, the linear map, tables, errors.
 
 Sizes are prime or twice a prime and differ, so that swapped axes fail.
 """
@@ -24,14 +24,14 @@ def _seed():
     torch.manual_seed(0)
 
 
-def by_loop(places, d_model, base):
+def by_loop(positions, d_model, base):
     """The formula in Python's own numbers, one number at a time."""
     code = []
-    for place in places:
+    for position in positions:
         for i in range(d_model // 2):
-            angle = place / base ** (2 * i / d_model)
+            angle = position / base ** (2 * i / d_model)
             code += [math.sin(angle), math.cos(angle)]
-    return torch.tensor(code, dtype=torch.float64).view(len(places), d_model)
+    return torch.tensor(code, dtype=torch.float64).view(len(positions), d_model)
 
 
 def step(k, d_model, base):
@@ -60,12 +60,12 @@ def test_codes_by_hand():
 
 
 def test_the_base_is_ten_thousand_unless_said():
-    places = torch.arange(L)
-    assert torch.equal(sinusoidal(places, 6), sinusoidal(places, 6, base=10000))
-    assert not torch.equal(sinusoidal(places, 6), sinusoidal(places, 6, base=1000))
+    positions = torch.arange(L)
+    assert torch.equal(sinusoidal(positions, 6), sinusoidal(positions, 6, base=10000))
+    assert not torch.equal(sinusoidal(positions, 6), sinusoidal(positions, 6, base=1000))
 
 
-def test_the_slowest_hand_of_512_numbers_turns_once_in_60611_places():
+def test_the_longest_wavelength_of_512_components_is_60611_positions():
     """The paper says 10000 times 2 pi; its formula ends one pair earlier, at 9647."""
     around = 2 * math.pi * 10000 ** (510 / 512)
     assert round(around) == 60611
@@ -76,19 +76,19 @@ def test_the_slowest_hand_of_512_numbers_turns_once_in_60611_places():
 @pytest.mark.parametrize("base", [0.5, 1, 3, 100.0, 10000.0, 1e6])
 @pytest.mark.parametrize("d_model", [2, 4, 14, 62])
 def test_codes_agree_with_a_loop(d_model, base):
-    places = [0.0, 1.0, -1.0, 2.5, 7.0, 700.0, *(100 * torch.randn(N).double()).tolist()]
-    x = torch.tensor(places, dtype=torch.float64)
-    expected = by_loop(places, d_model, base)
-    # base 0.5 turns hands up to twice as fast, so angles stay below 1500.
+    positions = [0.0, 1.0, -1.0, 2.5, 7.0, 700.0, *(100 * torch.randn(N).double()).tolist()]
+    x = torch.tensor(positions, dtype=torch.float64)
+    expected = by_loop(positions, d_model, base)
+    # base 0.5 has frequencies up to 2, so angles stay below 1500.
     torch.testing.assert_close(sinusoidal(x, d_model, base=base), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (L,), (B, L), (B, 1, L)])
-def test_places_of_any_shape_keep_it(shape):
-    places = torch.randint(0, 1000, shape)
-    codes = sinusoidal(places, D_MODEL)
+def test_positions_of_any_shape_keep_it(shape):
+    positions = torch.randint(0, 1000, shape)
+    codes = sinusoidal(positions, D_MODEL)
     assert codes.shape == (*shape, D_MODEL)
-    flat = by_loop(places.flatten().tolist(), D_MODEL, 10000.0).view(*shape, D_MODEL)
+    flat = by_loop(positions.flatten().tolist(), D_MODEL, 10000.0).view(*shape, D_MODEL)
     torch.testing.assert_close(codes, flat.float(), **CLOSE32)
 
 
@@ -96,31 +96,31 @@ def test_places_of_any_shape_keep_it(shape):
     "dtype",
     [torch.uint8, torch.int32, torch.int64, torch.float16, torch.bfloat16, torch.float32],
 )
-def test_codes_are_float32_whatever_the_type_of_places(dtype):
+def test_codes_are_float32_whatever_the_type_of_positions(dtype):
     codes = sinusoidal(torch.arange(7).to(dtype), D_MODEL)
     assert codes.dtype == torch.float32
     torch.testing.assert_close(codes, by_loop(range(7), D_MODEL, 1e4).float(), **CLOSE32)
 
 
-def test_places_in_float64_give_codes_in_float64():
+def test_positions_in_float64_give_codes_in_float64():
     codes = sinusoidal(torch.arange(7).double(), D_MODEL)
     torch.testing.assert_close(codes, by_loop(range(7), D_MODEL, 1e4), **CLOSE)
 
 
 def test_angles_are_not_rounded_to_float32():
-    """At place 10^7 a float32 angle may be off by half a radian."""
+    """At position 10^7 a float32 angle may be off by half a radian."""
     far = 10**7 + 1
     exact = by_loop([far], D_MODEL, 10000.0).float()
     # 1e7 radians in float64 are off by some 1e-9.
     torch.testing.assert_close(sinusoidal(torch.tensor([far]), D_MODEL), exact, **CLOSE32)
 
 
-def test_no_two_of_the_first_places_share_a_code():
+def test_no_two_of_the_first_positions_share_a_code():
     codes = sinusoidal(torch.arange(4096), 64)
     assert codes.unique(dim=0).shape == (4096, 64)
 
 
-def test_a_step_is_one_linear_map_the_same_from_every_place():
+def test_a_step_is_one_linear_map_at_every_position():
     for _ in range(50):
         d_model = 2 * int(torch.randint(1, 32, ()))
         base, k = float(2 + 1e4 * torch.rand(())), float(300 * torch.randn(()))
@@ -144,15 +144,15 @@ def test_all_codes_have_the_same_length():
     )
 
 
-def test_codes_can_be_differentiated_by_place():
-    places = torch.randn(L, dtype=torch.float64, requires_grad=True)
-    assert gradcheck(lambda p: sinusoidal(p, 6, base=50), places)
+def test_codes_are_differentiable_in_the_position():
+    positions = torch.randn(L, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda p: sinusoidal(p, 6, base=50), positions)
 
 
-def test_places_are_left_as_they_were():
-    places = torch.arange(5.0)
-    sinusoidal(places, 4)
-    assert torch.equal(places, torch.arange(5.0))
+def test_positions_are_not_changed():
+    positions = torch.arange(5.0)
+    sinusoidal(positions, 4)
+    assert torch.equal(positions, torch.arange(5.0))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_places_are_left_as_they_were():
         ((torch.arange(3), 4), {"base": True}, TypeError, "base must be a number, got bool"),
     ],
 )
-def test_what_sinusoidal_refuses(args, options, error, match):
+def test_sinusoidal_names_a_bad_argument(args, options, error, match):
     with pytest.raises(error, match=match):
         sinusoidal(*args, **options)
 
@@ -218,7 +218,7 @@ def test_rows_by_hand():
 
 @pytest.mark.parametrize("offset", [0, 1, N - L])
 @pytest.mark.parametrize("batch", [(), (1,), (B,)])
-def test_each_token_gets_the_row_of_its_place(batch, offset):
+def test_each_token_gets_the_row_of_its_position(batch, offset):
     learned, x = table(), tokens(*batch, L, D_MODEL)
     expected = x.clone().view(-1, L, D_MODEL)
     for b in range(len(expected)):
@@ -275,7 +275,7 @@ def test_an_empty_text_is_empty():
         ((B, L, D_MODEL), torch.tensor([0, -3, 0]), -3),
     ],
 )
-def test_a_place_outside_the_table_raises(shape, offset, first):
+def test_a_position_outside_the_table_raises(shape, offset, first):
     match = f"positions must be from 0 to {N - 1}, the table's rows, got {first}$"
     with pytest.raises(ValueError, match=match):
         table()(tokens(*shape), offset=offset)
@@ -352,7 +352,7 @@ def test_the_tokens_are_left_as_they_were():
         ),
     ],
 )
-def test_what_a_table_refuses(x, options, error, match):
+def test_forward_of_a_table_names_a_bad_argument(x, options, error, match):
     if isinstance(x, str):
         x = tokens(B, L, D_MODEL) if x == "tokens" else tokens(L, D_MODEL)
     with pytest.raises(error, match=match):
@@ -369,7 +369,7 @@ def test_what_a_table_refuses(x, options, error, match):
         ((True, 4), TypeError, "n_positions must be an integer, got True"),
     ],
 )
-def test_what_a_table_cannot_be_made_of(sizes, error, match):
+def test_a_table_names_a_bad_size(sizes, error, match):
     with pytest.raises(error, match=match):
         LearnedPositions(*sizes)
 

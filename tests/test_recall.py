@@ -55,27 +55,27 @@ def test_without_sizes_a_list_has_four_pairs_of_eight_keys_and_eight_values():
     assert set(answers.tolist()) == set(range(8))
 
 
-def test_every_key_value_and_place_is_as_likely_as_another():
+def test_keys_values_and_positions_are_uniform():
     n, n_pairs, n_keys, n_values = 5000, 3, 5, 7
     tokens, answers = recall_batch(n, n_pairs=n_pairs, n_keys=n_keys, n_values=n_values)
     keys, values = tokens[:, 0:-1:2], tokens[:, 1:-1:2] - n_keys
-    place = (keys == tokens[:, -1:]).long().argmax(1)
-    for place_of in range(n_pairs):
-        assert (place == place_of).double().mean().item() == near(1 / n_pairs, n)
+    position = (keys == tokens[:, -1:]).long().argmax(1)
+    for position_of in range(n_pairs):
+        assert (position == position_of).double().mean().item() == near(1 / n_pairs, n)
         for key in range(n_keys):
-            share = (keys[:, place_of] == key).double().mean().item()
+            share = (keys[:, position_of] == key).double().mean().item()
             assert share == near(1 / n_keys, n)
         for value in range(n_values):
-            share = (values[:, place_of] == value).double().mean().item()
+            share = (values[:, position_of] == value).double().mean().item()
             assert share == near(1 / n_values, n)
     for answer in range(n_values):
         assert (answers == answer).double().mean().item() == near(1 / n_values, n)
-    # The key that is asked says nothing of its answer, nor of its place.
+    # The key that is asked says nothing of its answer, nor of its position.
     for key in range(n_keys):
         asked = tokens[:, -1] == key
         m = int(asked.sum())
         assert (answers[asked] == 0).double().mean().item() == near(1 / n_values, m)
-        assert (place[asked] == 0).double().mean().item() == near(1 / n_pairs, m)
+        assert (position[asked] == 0).double().mean().item() == near(1 / n_pairs, m)
 
 
 def test_guessing_among_the_values_of_the_list_is_right_in_about_0_4():
@@ -147,7 +147,7 @@ def test_two_layers_of_causal_attention_learn_it():
 
 
 @pytest.mark.parametrize("n_layers", [1, 3])
-def test_layers_that_give_zeros_are_right_by_chance(n_layers):
+def test_layers_that_return_zeros_are_right_by_chance(n_layers):
     assert train_recall(Nothing, steps=2, n_layers=n_layers) == near(1 / 8, 2000)
 
 
@@ -201,7 +201,7 @@ def test_each_layer_is_made_anew_and_sees_normalised_tokens(n_layers):
         assert (made.vector != 0).all()  # it learned
 
 
-def test_what_a_layer_gives_is_added_to_the_tokens():
+def test_the_output_of_a_layer_is_added_to_its_input():
     first, second = recorded(Recorder)
     assert torch.equal(first[0], second[0])  # zeros were added
     assert not torch.allclose(first[1], second[1])  # then what the first has learned
@@ -216,7 +216,7 @@ def test_what_a_layer_gives_is_added_to_the_tokens():
     torch.testing.assert_close(second[0], expected, rtol=0, atol=1e-4)  # tokens are 1e-6 of it
 
 
-def test_a_layer_that_drops_does_so_in_training_alone():
+def test_dropout_is_on_in_training_only():
     class Drops(nn.Module):
         def __init__(self):
             super().__init__()

@@ -117,7 +117,7 @@ def test_the_order_from_neighbours_to_halves_is_evens_then_odds():
     start=st.integers(-50, 900),
     seed=st.integers(0, 1000),
 )
-def test_it_turns_as_a_loop_over_pairs_does(shape, pairs, rest, pairing, base, start, seed):
+def test_rotation_agrees_with_a_loop_over_pairs(shape, pairs, rest, pairing, base, start, seed):
     torch.manual_seed(seed)
     batch, heads, length = shape
     R, size = 2 * pairs, 2 * pairs + rest
@@ -180,7 +180,7 @@ def test_a_score_is_a_sum_of_cosines_in_the_distance():
         assert score == pytest.approx(expected, abs=1e-11)
 
 
-def test_numbers_that_do_not_turn_are_passed_as_they_are():
+def test_components_beyond_rotary_dim_are_unchanged():
     f = RotaryEmbedding(D, pairing="half", rotary_dim=6)
     x = random_(B, H, L, D)
     out = f(x, offset=9)
@@ -381,7 +381,7 @@ RULES = {
     factor=st.sampled_from([1, 2, 4.0, 8, 32, 1.7]),
     length=st.sampled_from([512, 2048, 8192, 131]),
 )
-def test_a_rule_gives_the_speeds_of_its_formula(name, pairs, base, factor, length):
+def test_a_rule_follows_its_formula(name, pairs, base, factor, length):
     make, formula = RULES[name]
     R = 2 * pairs
     f = RotaryEmbedding(
@@ -406,7 +406,7 @@ def test_yarns_ramp_ends_where_the_pairs_end(length, pairs):
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_what_is_turned_follows_the_rule(name):
+def test_rotation_uses_the_scaled_frequencies(name):
     make, formula = RULES[name]
     f = RotaryEmbedding(22, pairing="half", scaling=make(4, 512))
     x = random_(L, 22)
@@ -423,7 +423,7 @@ def test_linear_interpolation_is_the_same_at_positions_divided():
         torch.testing.assert_close(slow(x, offset=p), plain(x, offset=p // 4), **EXACT)
 
 
-def test_ntk_slows_the_last_pair_by_the_factor_and_the_first_not_at_all():
+def test_ntk_keeps_the_first_frequency_and_divides_the_last():
     before = RotaryEmbedding(128, pairing="half").frequencies
     after, factor = rope_scaling_ntk(8)(before)
     torch.testing.assert_close(after[0], before[0], **EXACT)
@@ -432,7 +432,7 @@ def test_ntk_slows_the_last_pair_by_the_factor_and_the_first_not_at_all():
     assert ((after / before).diff() < 0).all()
 
 
-def test_yarn_and_llama_leave_fast_pairs_and_slow_slow_ones_in_full():
+def test_yarn_and_llama3_keep_high_frequencies_and_divide_low_ones():
     before = RotaryEmbedding(128, pairing="half").frequencies
     turns = 4096 * before / (2 * math.pi)
     for rule, fast in ((rope_scaling_yarn(8, 4096), 33), (rope_scaling_llama3(8, 4096), 4)):
@@ -478,7 +478,7 @@ def test_yarn_makes_scores_larger_by_the_square_of_its_factor():
     assert rope_scaling_yarn(0.5, 4096)(g.frequencies)[1] == 1.0
 
 
-def test_what_is_not_turned_is_not_made_larger():
+def test_components_beyond_rotary_dim_are_not_scaled():
     f = RotaryEmbedding(9, pairing="half", rotary_dim=4, scaling=rope_scaling_yarn(8, 512))
     x = random_(L, 9)
     assert torch.equal(f(x)[:, 4:], x[:, 4:])
@@ -491,7 +491,7 @@ def test_a_rule_of_ones_own_may_be_given():
     assert f.attention_factor == 3.0
 
 
-def test_a_rule_leaves_the_speeds_that_it_is_given_alone():
+def test_a_rule_does_not_change_its_argument():
     before = RotaryEmbedding(D, pairing="half").frequencies
     kept = before.clone()
     for make, _ in RULES.values():
@@ -519,7 +519,7 @@ def test_angles_are_exact_at_position_a_million(dtype):
     assert (wrong - expected).abs().max() > 1e-3
 
 
-def test_bfloat16_knows_neighbours_apart_at_position_4001():
+def test_bfloat16_distinguishes_neighbours_at_position_4001():
     f = RotaryEmbedding(2, pairing="half")
     q = torch.ones(1, 2, dtype=torch.bfloat16)
     score = f(q, offset=4001).float() @ f(q, offset=4002).float().T
@@ -538,7 +538,7 @@ MOVES = {
 
 
 @pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
-def test_no_way_to_move_a_module_rounds_its_speeds(move):
+def test_moving_a_module_does_not_round_its_frequencies(move):
     f = RotaryEmbedding(D, pairing="half", scaling=rope_scaling_yarn(4, 512))
     expected, factor = f.frequencies.clone(), f.attention_factor
     moved = move(f)
@@ -564,7 +564,7 @@ def test_nothing_is_learned_or_stored():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_16_bits_are_turned_in_float32_and_rounded_once(dtype):
+def test_16_bits_are_rotated_in_float32_and_rounded_once(dtype):
     x = torch.randn(B, H, L, D).to(dtype)
     f = RotaryEmbedding(D, pairing="interleaved")
     assert torch.equal(f(x, offset=77), f(x.float(), offset=77).to(dtype))
@@ -581,7 +581,7 @@ def layer_(n_kv_heads=H_KV, *, rotary=True, dropout=0.0, **how):
 
 @pytest.mark.parametrize("n_kv_heads", [None, 3, 1])
 @pytest.mark.parametrize("dropout", [0.0, 1e-12])  # so rare that none happens here
-def test_queries_and_keys_are_turned_head_by_head_and_values_are_not(n_kv_heads, dropout):
+def test_queries_and_keys_are_rotated_per_head_and_values_are_not(n_kv_heads, dropout):
     layer = layer_(n_kv_heads, dropout=dropout)
     query, key, value = random_(B, L, H * D), random_(B, S, H * D), random_(B, S, H * D)
     q, k, v = (
@@ -716,7 +716,7 @@ X, C = torch.zeros(3, 4), torch.ones(3, 2)
         ),
     ],
 )
-def test_rotate_names_what_does_not_fit(changed, error, message):
+def test_rotate_names_a_bad_argument(changed, error, message):
     with pytest.raises(error, match=message):
         rotate(**({"x": X, "cos": C, "sin": C, "pairing": "half"} | changed))
 
@@ -748,7 +748,7 @@ def test_a_pairing_must_be_named():
         ({"pairing": "neox"}, ValueError, "^pairing must be 'interleaved' or 'half', got 'neox'$"),
     ],
 )
-def test_a_module_names_what_does_not_fit(changed, error, message):
+def test_a_module_names_a_bad_argument(changed, error, message):
     with pytest.raises(error, match=message):
         RotaryEmbedding(**({"head_dim": 4, "pairing": "half"} | changed))
 
@@ -781,7 +781,7 @@ def test_the_permutation_takes_the_sizes_that_a_module_takes(sizes):
         (X[None, None], torch.tensor(3), ValueError, r"^offset must be .* got \(\) for"),
     ],
 )
-def test_turning_names_what_does_not_fit(x, offset, error, message):
+def test_forward_names_a_bad_argument(x, offset, error, message):
     with pytest.raises(error, match=message):
         RotaryEmbedding(4, pairing="half")(x, offset=offset)
 
@@ -844,7 +844,7 @@ def test_a_factor_is_a_number_above_0(make, factor, error, message):
         ),
     ],
 )
-def test_the_rest_of_a_rule_is_checked_when_it_is_made(make, error, message):
+def test_the_other_arguments_of_a_rule_are_checked(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
