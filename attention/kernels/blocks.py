@@ -87,9 +87,8 @@ def plan(
 def _tiles(kinds: list[int], max_keys: int, S: int) -> list[Tile]:
     """Tiles of neighbouring blocks; masked and whole ones if both fit in."""
     tiles: list[Tile] = []
-    for visible, group in itertools.groupby(
-        enumerate(kinds), lambda block: block[1] > 0
-    ):
+    groups = itertools.groupby(enumerate(kinds), lambda block: block[1] > 0)
+    for visible, group in groups:
         blocks = list(group)
         parts = [blocks]
         if len(blocks) * BLOCK > max_keys:
@@ -222,10 +221,9 @@ def runs(
         count = count.expand(shape).scatter_add(0, index, counts)
     if bool((count != (last - first).clamp(min=0)).any()):
         return None
-    first = torch.minimum(first, last)
     first, last = (
         x.expand(*x.shape[:3], BLOCK).movedim(0, 2).flatten(2)[..., :L]
-        for x in (first, last)
+        for x in (torch.minimum(first, last), last)
     )  # (B or 1, H or 1, L)
     return first.expand(full), last.expand(full)
 

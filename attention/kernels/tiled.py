@@ -62,11 +62,7 @@ class Batch(NamedTuple):
     indices: Indices
     blocks: list[QueryBlock]
     pairs: int  # of the largest tile
-
-    @property
-    def unit(self) -> float:
-        """log2(e), by which the query is multiplied; 1 before a score_mod."""
-        return LOG2_E if self.spec.score_mod is None else 1.0
+    unit: float  # log2(e), a factor of the query; 1 before a score_mod
 
 
 def _batches(query: Tensor, key: Tensor, spec: AttentionSpec) -> list[Batch]:
@@ -75,9 +71,9 @@ def _batches(query: Tensor, key: Tensor, spec: AttentionSpec) -> list[Batch]:
     if 0 in (B, H, L, S):
         return []
     b, h, q_idx, kv_idx = indices = spec.indices(query, key)
-    max_keys = KEYS
-    if spec.score_mod is not None:
-        max_keys = KEYS // 2  # the scores before and after stay in the cache
+    max_keys, unit = KEYS, LOG2_E
+    if spec.score_mod is not None:  # its scores too must fit in the cache
+        max_keys, unit = KEYS // 2, 1.0
         pair: Any = tuple(index.flatten()[:1] for index in indices)
         score = upcast(query.new_zeros(1, 1, 1, 1))
         if evaluate_mod(spec.score_mod, pair, score).requires_grad:
@@ -92,12 +88,12 @@ def _batches(query: Tensor, key: Tensor, spec: AttentionSpec) -> list[Batch]:
         at = b[rows], h, q, kv
         of_rows = mask[rows] if isinstance(mask, Tensor) else mask
         blocks = plan(of_rows, at, QUERIES, max_keys)
-        spec = replace(spec, mask=of_rows)
-        batches.append(Batch(rows, spec, at, blocks, len(at[0]) * tile))
+        spec, pairs = replace(spec, mask=of_rows), len(at[0]) * tile
+        batches.append(Batch(rows, spec, at, blocks, pairs, unit))
     return batches
 
 
-class Scores(NamedTuple):
+class TileScores(NamedTuple):
     """The scores of a tile, and what they are made from.
 
     N is batch entries times key heads; g query heads share a key head.
@@ -112,15 +108,15 @@ class Scores(NamedTuple):
     unmodified: Tensor | None  # (b, H, n, w), what score_mod is called with
 
 
-# --8<-- [start:scores]
-def _scores(
+# --8<-- [start:tile_scores]
+def tile_scores(
     batch: Batch,
     block: QueryBlock,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    scratch: list[Tensor],
-) -> Iterator[Scores]:
+    memory: Tensor,
+) -> Iterator[TileScores]:
     """The scores of each tile of a block; query is (N, g n, D), scaled."""
     spec, (b, h, q_idx, kv_idx) = batch.spec, batch.indices
     rows = slice(block.first, block.last)
@@ -135,23 +131,23 @@ def _scores(
             # minimum with +-inf is many times faster than masked_fill.
             cap = pairs.to(q.dtype).sub_(0.5).mul_(math.inf)
             q, k, v = _cleared(cap, heads, q, k, v)
-        s = _sized(scratch[0], *q.shape[:2], k.shape[1])
+        s = _sized(memory, *q.shape[:2], k.shape[1])
         torch.bmm(q, k.mT, out=s)
         unmodified, indices = None, (b, h, q_idx[..., rows], kv_idx[..., keys])
         if spec.score_mod is not None:
             unmodified = s.view(*heads, -1)  # (b, H, n, w)
             after = evaluate_mod(spec.score_mod, indices, unmodified)
-            s = torch.mul(after, LOG2_E, out=_sized(scratch[1], *after.shape))
+            s = after * LOG2_E
             if cap is not None:  # not minimum: score_mod may give NaN there
                 s.masked_fill_(cap < 0, -math.inf)
             s = s.view(*q.shape[:2], -1)  # (N, g n, w)
         elif cap is not None:
             by_head = s.view(*heads, -1)  # (b, H, n, w)
             torch.minimum(by_head, cap, out=by_head)
-        yield Scores(keys, q, k, v, s, indices, unmodified)
+        yield TileScores(keys, q, k, v, s, indices, unmodified)
 
 
-# --8<-- [end:scores]
+# --8<-- [end:tile_scores]
 
 
 def _cleared(
@@ -186,42 +182,91 @@ def _sized(memory: Tensor, *size: int) -> Tensor:
     return memory[: math.prod(size)].view(size)
 
 
+# --8<-- [start:forward]
+def forward(
+    batches: list[Batch], query: Tensor, key: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The output (B, H, L, Dv) and the log-sum-exp (B, H, L)."""
+    out = query.new_zeros(*query.shape[:3], value.shape[-1])
+    lse = upcast(query[..., 0]).new_full(query.shape[:3], -math.inf)
+    for batch in batches:
+        memory = lse.new_empty(batch.pairs)
+        keys = key[batch.rows].flatten(0, 1)  # (N, S, D)
+        values = value[batch.rows].flatten(0, 1)  # (N, S, Dv)
+        for block in batch.blocks:
+            at = batch.rows, slice(None), slice(block.first, block.last)
+            q = upcast(query[at]) * (batch.spec.scale * batch.unit)
+            q = _by_key_head(q, len(keys))  # (N, g n, D)
+            # Not -inf: -inf - -inf is NaN.
+            m = q.new_full((*q.shape[:2], 1), torch.finfo(q.dtype).min)
+            l = torch.zeros_like(m)
+            acc = q.new_zeros(*q.shape[:2], value.shape[-1])
+            for x in tile_scores(batch, block, q, keys, values, memory):
+                m_new = torch.maximum(m, x.s.amax(-1, keepdim=True))
+                p = x.s.sub_(m_new).exp2_()  # (N, g n, w)
+                alpha = m.sub_(m_new).exp2_()  # (N, g n, 1)
+                l.mul_(alpha).add_(p.sum(-1, keepdim=True))
+                acc.mul_(alpha).baddbmm_(p, x.v)
+                m = m_new
+            lse[at] = ((m + l.log2()) / LOG2_E).view_as(lse[at])
+            acc /= l.masked_fill_(l == 0, 1)  # zeros where nothing is seen
+            out[at] = acc.view_as(out[at])
+    return out, lse
+
+
+# --8<-- [end:forward]
+
+
+# --8<-- [start:backward]
+def backward(
+    batches: list[Batch],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    do: Tensor,
+    dlse: Tensor,
+) -> tuple[Tensor, ...]:
+    """The gradients of query, key and value."""
+    dq, dk, dv = (lse.new_zeros(x.shape) for x in (query, key, value))
+    delta = ((upcast(do) * out).sum(-1) - dlse)[..., None]  # (B, H, L, 1)
+    lse = lse.masked_fill(lse == -math.inf, 0)  # nothing is seen
+    lse = lse[..., None] * LOG2_E  # (B, H, L, 1)
+    for batch in batches:
+        memory, more = (lse.new_empty(batch.pairs) for _ in range(2))
+        keys, values, dks, dvs = (
+            x[batch.rows].flatten(0, 1) for x in (key, value, dk, dv)
+        )  # (N, S, D or Dv); dks and dvs are views
+        for block in batch.blocks:
+            at = batch.rows, slice(None), slice(block.first, block.last)
+            q = upcast(query[at]) * (batch.spec.scale * batch.unit)
+            of_block = q, upcast(do[at]), delta[at], lse[at]
+            q, do_, delta_, lse_ = (
+                _by_key_head(x, len(keys)) for x in of_block
+            )  # (N, g n, D), (N, g n, Dv), (N, g n, 1), (N, g n, 1)
+            dq_ = torch.zeros_like(q)
+            for x in tile_scores(batch, block, q, keys, values, memory):
+                p = x.s.sub_(lse_).exp2_()  # (N, g n, w)
+                dvs[:, x.keys].baddbmm_(p.mT, do_)
+                ds = _sized(more, *p.shape)
+                torch.bmm(do_, x.v.mT, out=ds)
+                ds.sub_(delta_).mul_(p)
+                ds = _before_score_mod(batch, x, ds)
+                dq_.baddbmm_(ds, x.k)
+                dks[:, x.keys].baddbmm_(ds.mT, x.q)
+            dq[at] = dq_.mul_(batch.spec.scale).view_as(dq[at])
+        dks /= batch.unit
+    return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype)
+
+
+# --8<-- [end:backward]
+
+
 class _Tiled(torch.autograd.Function):
     """The forward pass, and what the backward pass needs of it."""
 
-    # --8<-- [start:forward]
-    @staticmethod
-    def forward(
-        batches: list[Batch], query: Tensor, key: Tensor, value: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The output (B, H, L, Dv) and the log-sum-exp (B, H, L)."""
-        out = query.new_zeros(*query.shape[:3], value.shape[-1])
-        lse = upcast(query[..., 0]).new_full(query.shape[:3], -math.inf)
-        for batch in batches:
-            scratch = [lse.new_empty(batch.pairs) for _ in range(2)]
-            keys = key[batch.rows].flatten(0, 1)  # (N, S, D)
-            values = value[batch.rows].flatten(0, 1)  # (N, S, Dv)
-            for block in batch.blocks:
-                at = batch.rows, slice(None), slice(block.first, block.last)
-                q = upcast(query[at]) * (batch.spec.scale * batch.unit)
-                q = _by_key_head(q, len(keys))  # (N, g n, D)
-                # Not -inf: -inf - -inf is NaN.
-                m = q.new_full((*q.shape[:2], 1), torch.finfo(q.dtype).min)
-                l = torch.zeros_like(m)
-                acc = q.new_zeros(*q.shape[:2], value.shape[-1])
-                for x in _scores(batch, block, q, keys, values, scratch):
-                    m_new = torch.maximum(m, x.s.amax(-1, keepdim=True))
-                    p = x.s.sub_(m_new).exp2_()  # (N, g n, w)
-                    alpha = m.sub_(m_new).exp2_()  # (N, g n, 1)
-                    l.mul_(alpha).add_(p.sum(-1, keepdim=True))
-                    acc.mul_(alpha).baddbmm_(p, x.v)
-                    m = m_new
-                lse[at] = ((m + l.log2()) / LOG2_E).view_as(lse[at])
-                acc /= l.masked_fill_(l == 0, 1)  # zeros where nothing is seen
-                out[at] = acc.view_as(out[at])
-        return out, lse
-
-    # --8<-- [end:forward]
+    forward = staticmethod(forward)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -239,50 +284,7 @@ class _Tiled(torch.autograd.Function):
 class _Gradients(torch.autograd.Function):
     """The backward pass, as a function whose own backward pass refuses."""
 
-    # --8<-- [start:backward]
-    @staticmethod
-    def forward(
-        batches: list[Batch],
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        do: Tensor,
-        dlse: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """The gradients of query, key and value."""
-        dq, dk, dv = (lse.new_zeros(x.shape) for x in (query, key, value))
-        delta = ((upcast(do) * out).sum(-1) - dlse)[..., None]  # (B, H, L, 1)
-        lse = lse.masked_fill(lse == -math.inf, 0)  # nothing is seen
-        lse = lse[..., None] * LOG2_E  # (B, H, L, 1)
-        for batch in batches:
-            scratch = [lse.new_empty(batch.pairs) for _ in range(3)]
-            keys, values, dks, dvs = (
-                x[batch.rows].flatten(0, 1) for x in (key, value, dk, dv)
-            )  # (N, S, D or Dv); dks and dvs are views
-            for block in batch.blocks:
-                at = batch.rows, slice(None), slice(block.first, block.last)
-                q = upcast(query[at]) * (batch.spec.scale * batch.unit)
-                of_block = q, upcast(do[at]), delta[at], lse[at]
-                q, do_, delta_, lse_ = (
-                    _by_key_head(x, len(keys)) for x in of_block
-                )  # (N, g n, D), (N, g n, Dv), (N, g n, 1), (N, g n, 1)
-                dq_ = torch.zeros_like(q)
-                for x in _scores(batch, block, q, keys, values, scratch):
-                    p = x.s.sub_(lse_).exp2_()  # (N, g n, w)
-                    dvs[:, x.keys].baddbmm_(p.mT, do_)
-                    ds = _sized(scratch[2], *p.shape)
-                    torch.bmm(do_, x.v.mT, out=ds)
-                    ds.sub_(delta_).mul_(p)
-                    ds = _before_score_mod(batch.spec, x, ds)
-                    dq_.baddbmm_(ds, x.k)
-                    dks[:, x.keys].baddbmm_(ds.mT, x.q)
-                dq[at] = dq_.mul_(batch.spec.scale).view_as(dq[at])
-            dks /= batch.unit
-        return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype)
-
-    # --8<-- [end:backward]
+    forward = staticmethod(backward)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -299,13 +301,14 @@ class _Gradients(torch.autograd.Function):
         raise refusal("tiled", "torch.vmap")
 
 
-def _before_score_mod(spec: AttentionSpec, x: Scores, ds: Tensor) -> Tensor:
+def _before_score_mod(batch: Batch, x: TileScores, ds: Tensor) -> Tensor:
     """The gradient of the scores that score_mod is called with."""
-    if spec.score_mod is None or x.unmodified is None:
+    score_mod = batch.spec.score_mod
+    if score_mod is None or x.unmodified is None:
         return ds
     with torch.enable_grad():
         scores = x.unmodified.detach().requires_grad_()
-        after = evaluate_mod(spec.score_mod, x.indices, scores)
+        after = evaluate_mod(score_mod, x.indices, scores)
     if not after.requires_grad:  # score_mod ignores the score
         return torch.zeros_like(ds)
     (grad,) = torch.autograd.grad(

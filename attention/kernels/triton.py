@@ -43,7 +43,6 @@ WIDEST = 128  # of a query, key or value, in numbers
 SMALL = (64, 32, 4, 1) if INTERPRETED else (32, 32, 4, 1)
 
 
-# --8<-- [start:tuned]
 def tuned(*sizes: tuple[int, int, int, int]) -> Any:
     """Try sizes of a tile, numbers of warps and stages; keep the fastest."""
     if INTERPRETED:
@@ -64,10 +63,6 @@ def _fitting(configs: list[Any], given: Any, BYTES: int, **rest: Any) -> Any:
     return configs if BYTES == 2 else configs[-1:]
 
 
-# --8<-- [end:tuned]
-
-
-# --8<-- [start:head_ptr]
 @triton.jit
 def head_ptr(x, b, h):
     """x[b, h]; a tensor is a pointer and its strides."""
@@ -76,10 +71,6 @@ def head_ptr(x, b, h):
     return ptr, by
 
 
-# --8<-- [end:head_ptr]
-
-
-# --8<-- [start:row_ptrs]
 @triton.jit
 def row_ptrs(x, start, n: tl.constexpr, width: tl.constexpr):
     """Pointers to the n rows of x[b, h] from start on, (n, width)."""
@@ -87,9 +78,6 @@ def row_ptrs(x, start, n: tl.constexpr, width: tl.constexpr):
     ptr += tl.cast(start, tl.int64) * by[2]
     i, d = tl.arange(0, n), tl.arange(0, width)
     return ptr + i[:, None] * by[2] + d[None, :] * by[3]
-
-
-# --8<-- [end:row_ptrs]
 
 
 # --8<-- [start:load]
@@ -259,7 +247,6 @@ def forward(
 # --8<-- [end:forward]
 
 
-# --8<-- [start:backward_query]
 @tuned((128, 64, 8, 3), (128, 32, 8, 3), (64, 64, 8, 2))
 @triton.jit
 def backward_query(
@@ -319,9 +306,6 @@ def backward_query(
             ds = p * (dot(do, v.T) - d[:, None])  # (QUERIES, KEYS)
             dq += dot(ds.to(k.dtype), k)
     store(head_ptr(grad_query, b, h), start, rows, dq * scale, D)
-
-
-# --8<-- [end:backward_query]
 
 
 # --8<-- [start:backward_key]
@@ -393,7 +377,6 @@ def backward_key(
 # --8<-- [end:backward_key]
 
 
-# --8<-- [start:triton_tiled]
 def triton_tiled(
     query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec
 ) -> tuple[Tensor, Tensor | None]:
@@ -414,8 +397,6 @@ def triton_tiled(
     out, lse = apply(query, key, value, *found, spec.scale)
     return out, lse if spec.return_lse else None
 
-
-# --8<-- [end:triton_tiled]
 
 triton_tiled = torch.compiler.disable(
     triton_tiled, reason="mask bounds are computed at run time"
