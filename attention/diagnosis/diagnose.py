@@ -90,20 +90,15 @@ class Diagnosis:
         reasons: dict[str, list[str]] = {}
         for name, why in self.untried.items():
             reasons.setdefault(why, []).append(name)
-        prefix = "no option "
-        missing = [
-            why.removeprefix(prefix)
-            for why in reasons
-            if why.startswith(prefix)
-        ]
         if self.untried and not self.mistakes:
-            parts = [
-                f"{', '.join(names)} ({why})"
-                for why, names in reasons.items()
-                if not why.startswith(prefix)
-            ]
-            if missing:
-                parts.append(f"the options {', '.join(missing)}")
+            options, parts = list[str](), list[str]()
+            for why, probes in reasons.items():
+                if why.startswith("no option "):
+                    options.append(why.removeprefix("no option "))
+                else:
+                    parts.append(f"{', '.join(probes)} ({why})")
+            if options:
+                parts.append(f"the options {', '.join(options)}")
             yield f"Not tried: {'; '.join(parts)}."
 
 
@@ -193,10 +188,10 @@ def _explain(cases: list[Case]) -> list[tuple[Mistake, ...]]:
 
     def n_explained(mistakes: tuple[Mistake, ...]) -> int:
         """How many cases, from the first on, these mistakes explain."""
-        failing = (
-            n for n, x in enumerate(cases) if not x.explained_by(mistakes)
-        )
-        return next(failing, len(cases))
+        for n, case in enumerate(cases):
+            if not case.explained_by(mistakes):
+                return n
+        return len(cases)
 
     best: list[tuple[Mistake, ...]] = [()]
     done = n_explained(())
@@ -219,18 +214,15 @@ def _explain(cases: list[Case]) -> list[tuple[Mistake, ...]]:
                 break
         else:
             return []
-        better = {
-            candidate: count
-            for candidate, count in zip(candidates, explained, strict=True)
-            if count > done
-        }
-        fewest = min(map(len, better))
-        done = max(count for x, count in better.items() if len(x) == fewest)
-        best = [
-            x
-            for x, count in better.items()
-            if (len(x), count) == (fewest, done)
+        # Of those that explain more, the fewest mistakes, then the most cases.
+        ranked = [
+            ((len(x), -n), x)
+            for x, n in zip(candidates, explained, strict=True)
+            if n > done
         ]
+        first, _ = min(ranked, key=lambda pair: pair[0])
+        best = [x for rank, x in ranked if rank == first]
+        done = -first[1]
     sets = {
         tuple(sorted(mistakes, key=lambda x: order.index(x.name)))
         for mistakes in best
