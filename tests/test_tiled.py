@@ -11,7 +11,20 @@ import pytest
 import torch
 
 import attention.kernels.tiled as module
-from attention import T5Bias, attention, causal, sliding_window
+from attention import (
+    T5Bias,
+    alibi,
+    attention,
+    causal,
+    document,
+    first_tokens,
+    padding,
+    prefix_lm,
+    shift,
+    sliding_window,
+    softcap,
+)
+from attention.masking import evaluate_mod
 from tests import conformance
 from tests.conformance import MASKS
 
@@ -217,6 +230,55 @@ def test_rows_that_are_alike_but_expanded_count_as_rows():
     out = attention(*wide, mask=mask, kernel="tiled")
     want = attention(query, key, value, mask=mask[:1, :1])
     torch.testing.assert_close(out, want.expand_as(out))
+
+
+IDS = torch.arange(60) // 7
+ELEMENTWISE = {
+    "causal": causal,
+    "window": sliding_window(4),
+    "first tokens": first_tokens(3),
+    "prefix": prefix_lm(5),
+    "document": document(IDS),
+    "documents of rows": document(torch.stack([IDS, IDS.flip(0)])),
+    "padding": padding(torch.tensor([9, 25])),
+    "shift": shift(causal, 3, 0),
+    "shift by row": shift(sliding_window(6), torch.tensor([3, 9]), torch.tensor([0, 2])),
+    "alibi": alibi(H),
+    "T5": T5Bias(H).double(),
+    "softcap": softcap(0.5),
+    "shifted alibi": shift(alibi(H), torch.tensor([3, 9]), 0),
+}
+
+
+SCORE_MODS = ("alibi", "T5", "softcap", "shifted alibi")
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_a_mod_of_the_package_broadcasts_as_it_states(name, by_row):
+    mod = ELEMENTWISE[name]
+    assert mod.elementwise
+    q, k = torch.arange(L) + 2, torch.arange(S)
+    if by_row:
+        q, k = torch.stack([q, q + 7]), torch.stack([k + 1, k])
+    indices = torch.arange(B), torch.arange(H), q, k
+    scores = tensors((B, H, L, S)) if name in SCORE_MODS else []
+    got = evaluate_mod(mod, indices, *scores)
+    want = evaluate_mod(lambda *pair: mod(*pair), indices, *scores)  # by vmap
+    assert torch.equal(got, want) and got.dtype == want.dtype
+
+
+def test_a_mod_that_does_not_state_it_is_not_called_with_broadcast_tensors():
+    shapes = []
+
+    def mine(b, h, q, k):
+        shapes.append(q.shape)
+        return q >= k
+
+    for mod in (mine, shift(mine, 1, 0)):
+        attention(*tensors(), mask=mod, **AT, kernel="tiled")
+        assert not any(shapes[1:])  # the first call is with intervals
+        shapes.clear()
 
 
 def test_a_score_of_minus_infinity_from_a_mod_hides_the_pair():

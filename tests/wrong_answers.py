@@ -19,8 +19,8 @@ WRONG = {
         "    return not truth[grid[:, :L, :S] == 0].any()",
     ],
     ("flex", 2): [
-        "def from_ranges(mod, L, n):\n    return made(mod, L, n=n)",
-        "def from_ranges(mod, L, n):\n"
+        "def from_intervals(mod, L, n):\n    return made(mod, L, n=n)",
+        "def from_intervals(mod, L, n):\n"
         "    place, zero = torch.arange(0, L, n), torch.zeros(2, dtype=torch.long)\n"
         "    some = mod(*zero, place[:, None], place).expand(L // n, L // n)\n"
         "    every = mod(*zero, place[:, None], place + n - 1).expand(L // n, L // n)\n"
@@ -28,7 +28,7 @@ WRONG = {
         "    return BlockMask.from_kv_blocks(\n"
         "        *(x[None, None].int() for x in both),\n"
         "        BLOCK_SIZE=n, mask_mod=mod, seq_lengths=(L, L))",
-        "def from_ranges(mod, L, n):\n"
+        "def from_intervals(mod, L, n):\n"
         "    every = torch.ones(L // n, L // n).bool()\n"
         "    both = *listed(every), *listed(~every)\n"
         "    return BlockMask.from_kv_blocks(\n"
@@ -169,10 +169,10 @@ WRONG = {
         "    return torch.cat(outs)",
     ],
     ("tiles", 2): [
-        "def absolute(r):\n    return Range(r.first.abs(), r.last.abs())",
-        "def absolute(r):\n    a, b = r.first.abs(), r.last.abs()\n"
-        "    return Range(torch.minimum(a, b), torch.maximum(a, b))",
-        "def absolute(r):\n    return Range(0 * r.first, torch.maximum(-r.first, r.last))",
+        "def absolute(x):\n    return Interval(x.low.abs(), x.high.abs())",
+        "def absolute(x):\n    a, b = x.low.abs(), x.high.abs()\n"
+        "    return Interval(torch.minimum(a, b), torch.maximum(a, b))",
+        "def absolute(x):\n    return Interval(0 * x.low, torch.maximum(-x.low, x.high))",
     ],
     ("tiles", 3): [
         "def exposes(f):\n    return True",

@@ -99,16 +99,18 @@ KERNELS = {
         {
             "gradients on a CPU": "FlexAttention has no backward there",
             "second derivatives": "FlexAttention has no derivative of its own",
-            "torch.vmap": "FlexAttention has no rule for it",
+            "torch.vmap": "FlexAttention has no vmap rule",
         },
     ),
     "tiled": Kernel(
         "attention.kernels.tiled",
         "tiled",
         {
-            "gradients of what a score_mod captures": "it has none",
+            "gradients of what a score_mod captures": (
+                "its backward pass returns none"
+            ),
             "second derivatives": "its backward pass has no derivative",
-            "torch.vmap": "it has no rule for it",
+            "torch.vmap": "it has no vmap rule",
             "torch.compile in one graph": "its plan is made as it runs",
         },
     ),
@@ -122,7 +124,7 @@ KERNELS = {
             "heads wider than 128": "accumulators exceed on-chip memory",
             "gradients of what a score_mod captures": "it takes no score_mod",
             "second derivatives": "its backward pass has no derivative",
-            "torch.vmap": "it has no rule for it",
+            "torch.vmap": "it has no vmap rule",
             "torch.compile in one graph": "mask bounds are found as it runs",
         },
     ),

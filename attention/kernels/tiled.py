@@ -182,8 +182,8 @@ def _sized(memory: Tensor, *size: int) -> Tensor:
     return memory[: math.prod(size)].view(size)
 
 
-# --8<-- [start:forward]
-def forward(
+# --8<-- [start:tiled_forward]
+def tiled_forward(
     batches: list[Batch], query: Tensor, key: Tensor, value: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The output (B, H, L, Dv) and the log-sum-exp (B, H, L)."""
@@ -214,11 +214,11 @@ def forward(
     return out, lse
 
 
-# --8<-- [end:forward]
+# --8<-- [end:tiled_forward]
 
 
-# --8<-- [start:backward]
-def backward(
+# --8<-- [start:tiled_backward]
+def tiled_backward(
     batches: list[Batch],
     query: Tensor,
     key: Tensor,
@@ -260,13 +260,13 @@ def backward(
     return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype)
 
 
-# --8<-- [end:backward]
+# --8<-- [end:tiled_backward]
 
 
 class _Tiled(torch.autograd.Function):
     """The forward pass, and what the backward pass needs of it."""
 
-    forward = staticmethod(forward)
+    forward = staticmethod(tiled_forward)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -284,7 +284,7 @@ class _Tiled(torch.autograd.Function):
 class _Gradients(torch.autograd.Function):
     """The backward pass, as a function whose own backward pass refuses."""
 
-    forward = staticmethod(backward)
+    forward = staticmethod(tiled_backward)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
