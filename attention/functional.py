@@ -206,8 +206,8 @@ def attention(
         out = softmax(mask(score_mod(scale * query key^T))) value
 
     The tensors are all (L, D) or all (B, H, L, D) and share dtype and device;
-    nothing is broadcast. float16 and bfloat16 are computed in float32, also
-    under autocast.
+    nothing is broadcast. The package's own kernels compute float16 and
+    bfloat16 in float32 and round once; autocast changes nothing.
 
     Args:
         query: (L, D) or (B, H, L, D).
@@ -217,8 +217,8 @@ def attention(
         mask: True where a query may attend to a key. A Boolean tensor (L, S)
             or, each dimension 1 or full, (B, H, L, S); or a mask mod, a
             function mask_mod(b, h, q_idx, kv_idx) of four scalar tensors that
-            returns one Boolean; or a BlockMask, which counts through its
-            mask_mod (compiled FlexAttention believes its blocks as well).
+            returns one Boolean; or a BlockMask, of which only mask_mod is used
+            (compiled FlexAttention trusts its blocks too).
         score_mod: a function score_mod(score, b, h, q_idx, kv_idx) that
             returns the new score, called before the mask with scaled scores in
             float32 or wider. It is evaluated at hidden pairs too, so its

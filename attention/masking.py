@@ -204,22 +204,23 @@ def evaluate_mod(
         rows, heads = b.view(-1, 1, 1, 1), h.view(-1, 1, 1)
         q_idx = q_idx.view(-1, 1, shape[2], 1)  # (B or 1, 1, L, 1)
         kv_idx = kv_idx.view(-1, 1, 1, shape[3])  # (B or 1, 1, 1, S)
-        return mod(*scores, rows, heads, q_idx, kv_idx).expand(shape)
-    by_row = [0 if index.dim() == 2 else None for index in (q_idx, kv_idx)]
+        out = mod(*scores, rows, heads, q_idx, kv_idx).expand(shape)
+    else:
 
-    # vmap asks for a name, and a module that is a mod has none.
-    def of_a_pair(*args: Tensor) -> Tensor:
-        return mod(*args)
+        def each(
+            *args: Tensor,
+        ) -> Tensor:  # vmap needs a name: modules lack it
+            return mod(*args)
 
-    each: Callable[..., Tensor] = of_a_pair
-    for dims in (
-        [None, None, None, 0],
-        [None, None, 0, None],
-        [None, 0, None, None],
-        [0, None, *by_row],
-    ):
-        each = torch.vmap(each, in_dims=(*[0 for _ in scores], *dims))
-    out = each(*scores, *indices)
+        by_row = [0 if x.dim() == 2 else None for x in (q_idx, kv_idx)]
+        for dims in (
+            [None, None, None, 0],
+            [None, None, 0, None],
+            [None, 0, None, None],
+            [0, None, *by_row],
+        ):
+            each = torch.vmap(each, in_dims=(*[0 for _ in scores], *dims))
+        out = each(*scores, *indices)
     dtype = scores[0].dtype if scores else torch.bool
     if out.shape != shape or out.dtype != dtype:
         name = "score_mod" if scores else "mask"
