@@ -209,7 +209,7 @@ def evaluate_mod(
 
         def each(
             *args: Tensor,
-        ) -> Tensor:  # vmap needs a name: modules lack it
+        ) -> Tensor:  # vmap reads its name
             return mod(*args)
 
         by_row = [0 if x.dim() == 2 else None for x in (q_idx, kv_idx)]
