@@ -201,6 +201,13 @@ def test_each_layer_is_made_anew_and_sees_normalised_tokens(n_layers):
         assert (made.vector != 0).all()  # it learned
 
 
+@pytest.mark.parametrize("positional", [True, False])
+def test_only_without_positions_a_token_is_one_vector_wherever_it_stands(positional):
+    x = recorded(Recorder, positional=positional)[0][0]
+    same = (x[:, :8:2] - x[:, -1:]).abs().amax(-1) < 1e-6  # the last token is one of the keys
+    assert torch.equal(same.sum(1), torch.full((128,), 0 if positional else 1))
+
+
 def test_the_output_of_a_layer_is_added_to_its_input():
     first, second = recorded(Recorder)
     assert torch.equal(first[0], second[0])  # zeros were added
