@@ -55,7 +55,7 @@ tiled = torch.compiler.disable(tiled, reason="its plan is made as it runs")
 
 
 class Batch(NamedTuple):
-    """Batch entries that are computed together, and their plan."""
+    """Batch entries that share tiles, and their plan."""
 
     rows: slice
     spec: AttentionSpec  # a mask that is a tensor is (b, H, L, S)
@@ -140,7 +140,7 @@ def tile_scores(
             s = after * LOG2_E
             if cap is not None:  # not minimum: score_mod may give NaN there
                 s.masked_fill_(cap < 0, -math.inf)
-            s = s.view(*q.shape[:2], -1)  # (N, g n, w)
+            s = s.reshape(*q.shape[:2], -1)  # (N, g n, w)
         elif cap is not None:
             by_head = s.view(*heads, -1)  # (b, H, n, w)
             torch.minimum(by_head, cap, out=by_head)
