@@ -2,7 +2,7 @@
 
 The package's one convention: a slice that is all -inf, or empty, belongs to a
 fully masked query. Its weights are zeros and its log-sum-exp is -inf, and all
-their derivatives are zero. torch.softmax gives NaN there, forward and
+their derivatives are zero. For -inf, torch.softmax gives NaN, forward and
 backward, and torch.logsumexp gives NaN backward.
 """
 
@@ -49,7 +49,7 @@ def softmax_naive(
 def softmax(
     x: Float[Tensor, "*shape"], dim: int = -1
 ) -> Float[Tensor, "*shape"]:
-    """Softmax that cannot overflow.
+    """Softmax that does not overflow for finite scores.
 
         softmax(x)_i = exp(x_i - m) / sum_j exp(x_j - m),    m = max_j x_j
 

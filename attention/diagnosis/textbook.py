@@ -69,10 +69,10 @@ class TextbookAttention:
         query, key, value = self.prepare(*tensors)
         self.rank, self.key_shape = query.dim(), key.shape
         D = query.shape[-1] // (self.n_heads or 1)
-        n_heads = self.n_heads, *[self.n_heads and key.shape[-1] // D] * 2
+        H_kv = self.n_heads and key.shape[-1] // D
         self.query, self.key, self.value = (
             self.split_heads(self.upcast(as_heads(x, n)))
-            for x, n in zip((query, key, value), n_heads, strict=True)
+            for x, n in ((query, self.n_heads), (key, H_kv), (value, H_kv))
         )  # (B, H, L, D), (B, H_kv, S, D), (B, H_kv, S, Dv)
         (_, self.H, self.L, self.D), self.S = self.query.shape, key.shape[-2]
         self.key = self.repeat_kv(self.key)  # (B, H, S, D)

@@ -19,7 +19,7 @@ def sdpa(
 
     `causal` itself costs no mask where the first query and the first key stand
     at one position, or where the first query sees all keys; every other mask
-    is written out, (B, H, L, S).
+    becomes a tensor, (B, H, L, S), expanded where that costs nothing.
     """
     L, S, Dv = query.shape[-2], key.shape[-2], value.shape[-1]
     needs_mask, is_causal = spec.mask is not None, False

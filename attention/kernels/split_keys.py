@@ -49,8 +49,8 @@ def split_keys(
         key: (S, D) or (B, H_kv, S, D). It is not copied where n_parts divides
             S and it is contiguous.
         value: (S, Dv) or (B, H_kv, S, Dv), as key.
-        n_parts: parts of the keys, at least 1. All have as many keys but the
-            last, which has the rest; more parts than keys are no use.
+        n_parts: parts of the keys at most, at least 1. Each has S / n_parts
+            keys, rounded up, and the last has the rest.
         mask: as in `attention`, and so are the others.
         score_mod: as in `attention`.
         query_offset: as in `attention`.

@@ -28,6 +28,9 @@ def rope_scaling_linear(factor: float | int) -> RopeScaling:
     Returns:
         The rule, frequencies -> (frequencies / factor, 1.0).
 
+    Raises:
+        TypeError, ValueError: factor is not a finite number above 0.
+
     Source:
         Chen et al. (2023), equation (4).
 
@@ -53,6 +56,9 @@ def rope_scaling_ntk(factor: float | int) -> RopeScaling:
     Returns:
         The rule, frequencies -> (new frequencies, 1.0). It needs two
         frequencies or more.
+
+    Raises:
+        TypeError, ValueError: as `rope_scaling_linear`.
 
     Source:
         Peng et al. (2023), section 3.1; first published by bloc97 in 2023.
@@ -182,7 +188,7 @@ def rope_scaling_llama3(
 
 
 def _fractions(frequencies: Tensor) -> Tensor:
-    """I / (n - 1) for each of n pairs, from 0 to 1."""
+    """i / (n - 1) for each of n pairs, from 0 to 1."""
     n = len(frequencies)
     if n < 2:
         raise argument_error("frequencies", "be two or more for this rule", n)
