@@ -4,8 +4,9 @@ A mask mod takes a batch entry b, a head h and the positions q_idx and kv_idx
 of a query and a key, and returns True where the query may attend to the key.
 Those of this module are elementwise: called with tensors that broadcast they
 return a Boolean tensor for all pairs, and kernels use that; any other mod is
-called through torch.vmap, with scalar tensors. and_masks, or_masks, create_mask
-and create_block_mask of torch.nn.attention.flex_attention take mask mods too.
+called through torch.vmap, with scalar tensors. and_masks, or_masks,
+create_mask and create_block_mask of torch.nn.attention.flex_attention take
+mask mods too.
 
 Sources: sliding window, Beltagy et al., "Longformer" (2020), section 3.1, and
 Jiang et al., "Mistral 7B" (2023), section 2; attention sinks, Xiao et al.,

@@ -188,7 +188,7 @@ def rope_scaling_llama3(
 
 
 def _fractions(frequencies: Tensor) -> Tensor:
-    """i / (n - 1) for each of n pairs, from 0 to 1."""
+    """Fractions i / (n - 1) of n pairs, from 0 to 1."""
     n = len(frequencies)
     if n < 2:
         raise argument_error("frequencies", "be two or more for this rule", n)
