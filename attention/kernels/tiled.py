@@ -30,7 +30,7 @@ from attention.masking import AttentionSpec, Indices, evaluate_mod
 from attention.softmax import upcast
 
 LOG2_E = 1 / math.log(2)
-QUERIES, KEYS, PAIRS = 256, 512, 2**20  # of a tile at most, as measured
+QUERIES, KEYS, PAIRS = 256, 512, 2**19  # of a tile at most, as measured
 
 
 # --8<-- [start:tiled]
