@@ -105,21 +105,32 @@ def element(tab: Page, trial: Trial) -> Locator:
     return found
 
 
+def rounded(value: float, digits: int) -> str:
+    """A number as explorables show it."""
+    if abs(value) == float("inf"):
+        return "∞" if value > 0 else "−∞"
+    shown = f"{value:.{digits}f}".replace("-", "−")
+    return shown if shown.strip("−0.") else shown.strip("−")  # no zero has a sign
+
+
+TIE = 1e-12  # two float64 sums of the same few terms are no farther apart
+
+
 def differs(shown: list[list[str]], want: Numbers) -> list[str]:
-    """What is shown otherwise than the package has it, to the digits that are shown."""
+    """What is shown otherwise than the package has it, to the digits that are shown.
+
+    Halfway between two numbers of so many digits either is right.
+    """
     wrong = []
     for name, text in shown:
-        value = want[name]
+        value, digits = want[name], len(text.partition(".")[2])
         if isinstance(value, str):
-            expected = value
-        elif abs(value) == float("inf"):
-            expected = "∞" if value > 0 else "−∞"
+            right = {value}
         else:
-            expected = f"{value:.{len(text.partition('.')[2])}f}".replace("-", "−")
-            if not expected.strip("−0."):  # no zero has a sign
-                expected = expected.strip("−")
-        if text != expected:
-            wrong.append(f"{name}: {text}, not {expected}")
+            near = TIE * max(1, abs(value))
+            right = {rounded(x, digits) for x in (value - near, value, value + near)}
+        if text not in right:
+            wrong.append(f"{name}: {text}, not {' or '.join(sorted(right))}")
     wrong += [f"{name} is not shown" for name in want.keys() - {name for name, _ in shown}]
     return wrong
 
