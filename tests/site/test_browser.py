@@ -125,8 +125,7 @@ def test_a_typeface_that_comes_late_moves_nothing(tabs: dict[str, Page], site: P
     tab.wait_for_function("performance.getEntriesByType('paint').length > 0")
     assert held
     # A browser waits a tenth of a second for an optional typeface, and no less on a slow machine.
-    at = tab.evaluate("performance.now()")
-    tab.wait_for_function(f"performance.now() > {at} + 1000")
+    tab.evaluate("() => new Promise(resolve => setTimeout(resolve, 1000))")
     for route in held:
         route.continue_()
     tab.unroute("**/book-serif-*.woff2")
