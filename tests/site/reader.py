@@ -281,9 +281,15 @@ def visit(tab: Page, page: str) -> Visit:
     return seen
 
 
+ELSEWHERE = f"{URL}elsewhere"
+NO_ICON = '<link rel="icon" href="data:,">'  # or the browser asks the host for one
+
+
 def forget(tab: Page) -> None:
     """Clear what the book keeps for a reader, once the page, which may still write, is left."""
-    tab.goto(f"{URL}llms.txt")
+    tab.route(ELSEWHERE, lambda route: route.fulfill(body=NO_ICON, content_type="text/html"))
+    tab.goto(ELSEWHERE)
+    tab.unroute(ELSEWHERE)
     tab.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
 
 

@@ -124,6 +124,8 @@ def test_a_typeface_that_comes_late_moves_nothing(tabs: dict[str, Page], site: P
     tab.goto(URL + page, wait_until="domcontentloaded")
     tab.wait_for_function("performance.getEntriesByType('paint').length > 0")
     assert held
+    # A browser waits a tenth of a second for an optional typeface, and no less on a slow machine.
+    tab.evaluate("() => new Promise(resolve => setTimeout(resolve, 1000))")
     for route in held:
         route.continue_()
     tab.unroute("**/book-serif-*.woff2")
