@@ -328,3 +328,12 @@ def test_a_score_mod_of_one_pair_is_one_of_one_pair(name):
     at = {"query_offset": 0, "key_offset": 0, "score_mod": OF_ONE_PAIR[name]}
     got, want = (attention(*given, **at, kernel=kernel) for kernel in ("tiled", "reference"))
     torch.testing.assert_close(got, want)
+
+
+def test_a_mask_that_is_changed_before_the_backward_pass_raises():
+    query, key, value = (torch.randn(1, 2, 5, 3, requires_grad=True) for _ in range(3))
+    mask = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()
+    out = attention(query, key, value, mask=mask, kernel="tiled")
+    mask.fill_(True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()

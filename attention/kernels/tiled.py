@@ -272,13 +272,16 @@ class _Tiled(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         """Keep the output and the log-sum-exp, and no scores."""
         ctx.batches, *tensors = inputs
-        ctx.save_for_backward(*tensors, *output)
+        masks = [batch.spec.mask for batch in ctx.batches]
+        masks = [mask for mask in masks if isinstance(mask, Tensor)]
+        # The masks are saved so that one changed in place raises.
+        ctx.save_for_backward(*tensors, *output, *masks)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """The gradients, which have no gradients of their own."""
         apply: Any = _Gradients.apply
-        return None, *apply(ctx.batches, *ctx.saved_tensors, *grads)
+        return None, *apply(ctx.batches, *ctx.saved_tensors[:5], *grads)
 
 
 class _Gradients(torch.autograd.Function):
