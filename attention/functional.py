@@ -39,7 +39,6 @@ from attention.softmax import logsumexp, softmax, upcast
 from attention.validation import check_scale, check_tensors
 
 
-# --8<-- [start:reference]
 def reference(
     query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec
 ) -> tuple[Tensor, Tensor | None]:
@@ -78,9 +77,6 @@ def final_scores(
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
     return scores, mask
-
-
-# --8<-- [end:reference]
 
 
 def repeat_kv(x: Tensor, n_heads: int) -> Tensor:

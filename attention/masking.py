@@ -39,7 +39,6 @@ Offset: TypeAlias = int | Integer[Tensor, "B"]
 Indices: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-# --8<-- [start:AttentionSpec]
 @dataclass(frozen=True)
 class AttentionSpec:
     """What a call asks for beside query, key and value; kernels get this.
@@ -84,9 +83,6 @@ class AttentionSpec:
         if self.score_mod is None:
             return scores
         return evaluate_mod(self.score_mod, self.indices(query, key), scores)
-
-
-# --8<-- [end:AttentionSpec]
 
 
 def attention_spec(
@@ -177,7 +173,6 @@ def elementwise(mod: Mod) -> Mod:
     return mod
 
 
-# --8<-- [start:evaluate_mod]
 def evaluate_mod(
     mod: Callable[..., Tensor], indices: Indices, *scores: Tensor
 ) -> Tensor:
@@ -228,9 +223,6 @@ def evaluate_mod(
         got = f"{out.dtype} {tuple(out.shape)}"
         raise argument_error(name, rule, got, TypeError)
     return out
-
-
-# --8<-- [end:evaluate_mod]
 
 
 def clear_queries(mask: Tensor, query: Tensor) -> Tensor:

@@ -442,7 +442,7 @@ TRACED = ("grouped heads", "two dimensions")
 
 def refusals(kernel: str, case: Case) -> dict[str, str | None]:
     """For each aspect that applies, the capability that the kernel lacks for it, or None."""
-    lacks = KERNELS[kernel].cannot
+    lacks = KERNELS[kernel].unsupported
     needs = {
         "values": [],
         "log-sum-exp": ["return_lse"],

@@ -33,7 +33,7 @@ KERNELS = [name for name in kernels.KERNELS if name != "triton" or TRITON]
 
 def can(capability: str) -> list[str]:
     """Those of KERNELS that have a capability."""
-    return [name for name in KERNELS if capability not in kernels.KERNELS[name].cannot]
+    return [name for name in KERNELS if capability not in kernels.KERNELS[name].unsupported]
 
 
 NO_TRITON = "there is no package triton here (on Linux: pip install triton)"

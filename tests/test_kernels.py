@@ -162,7 +162,7 @@ def test_junk_is_cleared_group_by_group_where_heads_have_masks_of_their_own(kern
     for x in dirty:
         x[:, 0, :2], x[:, 1, 5:] = NAN, INF
     at = {} if form == "tensor" else AT_0
-    grad = "gradients on a CPU" not in kernels.KERNELS[kernel].cannot
+    grad = "gradients on a CPU" not in kernels.KERNELS[kernel].unsupported
     given = [x.requires_grad_(grad) for x in (query, *dirty)]
     out = attention(*given, mask=mask, kernel=kernel, **at)
     torch.testing.assert_close(out, want, rtol=0, atol=1e-12)

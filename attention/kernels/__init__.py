@@ -37,7 +37,6 @@ CAPABILITIES = (
 )
 
 
-# --8<-- [start:Kernel]
 @dataclass(frozen=True)
 class Kernel:
     """Where a kernel is found, and why it cannot do what it cannot.
@@ -45,12 +44,12 @@ class Kernel:
     Attributes:
         module: the module of the kernel, imported on first use.
         function: its name there.
-        cannot: for each of CAPABILITIES that it lacks, why.
+        unsupported: for each of CAPABILITIES that it lacks, why.
     """
 
     module: str
     function: str
-    cannot: Mapping[str, str] = field(default_factory=dict)
+    unsupported: Mapping[str, str] = field(default_factory=dict)
 
     def load(self) -> Run:
         """The kernel itself."""
@@ -67,9 +66,6 @@ class Kernel:
         return run
 
 
-# --8<-- [end:Kernel]
-
-
 def _import(module: str) -> None:
     importlib.import_module(module)
 
@@ -80,7 +76,6 @@ def _import(module: str) -> None:
 _import._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-# --8<-- [start:KERNELS]
 KERNELS = {
     "reference": Kernel("attention.functional", "reference"),
     "sdpa": Kernel(
@@ -129,7 +124,6 @@ KERNELS = {
         },
     ),
 }
-# --8<-- [end:KERNELS]
 
 
 def find(
@@ -161,18 +155,18 @@ def find(
     }
     needed = [capability for capability, need in needs.items() if need]
     for capability in needed:
-        if capability in KERNELS[name].cannot:
+        if capability in KERNELS[name].unsupported:
             rest = [x for x in needed if x != capability]
-            raise refusal(name, capability, *rest)
+            raise unsupported_error(name, capability, *rest)
     return KERNELS[name].load()
 
 
-def refusal(name: str, *needed: str) -> NotImplementedError:
+def unsupported_error(name: str, *needed: str) -> NotImplementedError:
     """The error of a kernel that lacks the first of what is needed."""
-    able = [n for n, k in KERNELS.items() if not {*needed} & {*k.cannot}]
+    able = [n for n, k in KERNELS.items() if not {*needed} & {*k.unsupported}]
     return NotImplementedError(
         f"kernel={name!r} cannot do {needed[0]}: "
-        f"{KERNELS[name].cannot[needed[0]]}; {listed(able)} can"
+        f"{KERNELS[name].unsupported[needed[0]]}; {listed(able)} can"
     )
 
 

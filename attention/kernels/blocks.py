@@ -39,7 +39,6 @@ class QueryBlock(NamedTuple):
     tiles: list[Tile]
 
 
-# --8<-- [start:plan]
 def plan(
     mask: Tensor | MaskMod | None,
     indices: Indices,
@@ -102,10 +101,6 @@ def _tiles(kinds: list[int], max_keys: int, S: int) -> list[Tile]:
     return tiles
 
 
-# --8<-- [end:plan]
-
-
-# --8<-- [start:verdicts]
 def verdicts(
     mask: Tensor | MaskMod, indices: Indices
 ) -> tuple[Tensor, Tensor]:
@@ -155,9 +150,6 @@ def _by_intervals(mod: MaskMod, indices: Indices) -> tuple[Tensor, Tensor]:
     return some.flatten(0, 1).any(0), every.flatten(0, 1).all(0)
 
 
-# --8<-- [end:verdicts]
-
-
 def visible(
     mask: Tensor | MaskMod, indices: Indices, queries: slice, keys: slice
 ) -> Tensor:
@@ -178,7 +170,6 @@ def once(x: Tensor, *dims: int) -> Tensor:
     return x
 
 
-# --8<-- [start:runs]
 def runs(
     mask: Tensor | MaskMod | None, indices: Indices
 ) -> tuple[Tensor, Tensor] | None:
@@ -226,9 +217,6 @@ def runs(
         for x in (torch.minimum(first, last), last)
     )  # (B or 1, H or 1, L)
     return first.expand(full), last.expand(full)
-
-
-# --8<-- [end:runs]
 
 
 def _pairs(

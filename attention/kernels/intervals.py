@@ -20,7 +20,6 @@ from torch import Tensor
 WIDEST = 256  # positions of an interval that are looked up in a table
 
 
-# --8<-- [start:Interval]
 @dataclass(frozen=True, eq=False)
 class Interval:
     """All values from low to high, both included."""
@@ -101,9 +100,6 @@ class Interval:
         each = torch.minimum(x.low[..., None] + steps, x.high[..., None])
         found = table[(*rest, each)]  # (..., width)
         return Interval(found.amin(-1), found.amax(-1))
-
-
-# --8<-- [end:Interval]
 
 
 def as_interval(x: object) -> Interval:

@@ -11,7 +11,6 @@ from attention.masking import AttentionSpec, clear_keys, clear_queries
 from attention.masks import causal
 
 
-# --8<-- [start:sdpa]
 def sdpa(
     query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec
 ) -> tuple[Tensor, None]:
@@ -52,6 +51,3 @@ def sdpa(
         enable_gqa=True if query.shape[1] != key.shape[1] else False,  # noqa: SIM210
     )
     return out if out.shape[-1] == Dv else out[..., :Dv], None
-
-
-# --8<-- [end:sdpa]

@@ -24,32 +24,31 @@ import torch
 from torch import Tensor
 from torch._C._functorch import TransformType
 
-from attention.kernels import refusal
+from attention.kernels import unsupported_error
 from attention.kernels.blocks import QueryBlock, plan, visible
 from attention.masking import AttentionSpec, Indices, evaluate_mod
 from attention.softmax import upcast
 
 LOG2_E = 1 / math.log(2)
-QUERIES, KEYS, PAIRS = 256, 512, 2**19  # of a tile at most, as measured
+QUERIES, KEYS = 256, 512  # of a tile at most, as measured
+PAIRS = 2**19  # of a tile that batch entries share, at most
 
 
-# --8<-- [start:tiled]
 def tiled(
     query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec
 ) -> tuple[Tensor, Tensor | None]:
-    """What `reference` computes, in memory that grows with L and S alone.
+    """What `reference` computes, a tile of scores at a time.
 
-    Tiles that the mask rules out are not computed.
+    Memory grows with L and S, but for the plan's two bits for each block of
+    64 x 64 pairs. Tiles that the mask hides are not computed.
     """
     transforms = torch._C._functorch.get_interpreter_stack() or []
     if any(x.key() == TransformType.Vmap for x in transforms):
-        raise refusal("tiled", "torch.vmap")
+        raise unsupported_error("tiled", "torch.vmap")
     apply: Any = _Tiled.apply
     out, lse = apply(_batches(query, key, spec), query, key, value)
     return out, lse if spec.return_lse else None
 
-
-# --8<-- [end:tiled]
 
 tiled = torch.compiler.disable(tiled, reason="its plan is made as it runs")
 
@@ -57,12 +56,12 @@ tiled = torch.compiler.disable(tiled, reason="its plan is made as it runs")
 class Batch(NamedTuple):
     """Batch entries that share tiles, and their plan."""
 
-    rows: slice
+    entries: slice
     spec: AttentionSpec  # a mask that is a tensor is (b, H, L, S)
     indices: Indices
     blocks: list[QueryBlock]
     pairs: int  # of the largest tile
-    unit: float  # log2(e), a factor of the query; 1 before a score_mod
+    log2_factor: float  # of the query: log2(e); 1 before a score_mod
 
 
 def _batches(query: Tensor, key: Tensor, spec: AttentionSpec) -> list[Batch]:
@@ -71,39 +70,42 @@ def _batches(query: Tensor, key: Tensor, spec: AttentionSpec) -> list[Batch]:
     if 0 in (B, H, L, S):
         return []
     b, h, q_idx, kv_idx = indices = spec.indices(query, key)
-    max_keys, unit = KEYS, LOG2_E
+    max_keys, log2_factor = KEYS, LOG2_E
     if spec.score_mod is not None:  # its scores too must fit in the cache
-        max_keys, unit = KEYS // 2, 1.0
+        max_keys, log2_factor = KEYS // 2, 1.0
         pair: Any = tuple(index.flatten()[:1] for index in indices)
         score = upcast(query.new_zeros(1, 1, 1, 1))
         if evaluate_mod(spec.score_mod, pair, score).requires_grad:
-            raise refusal("tiled", "gradients of what a score_mod captures")
+            raise unsupported_error(
+                "tiled", "gradients of what a score_mod captures"
+            )
     if isinstance(mask, Tensor):
         mask = mask.expand(B, H, L, S)
-    tile = H * min(L, QUERIES) * min(S, max_keys)
-    n = max(1, PAIRS // tile)
+    pairs = H * min(L, QUERIES) * min(S, max_keys)  # of one batch entry
+    n = max(1, PAIRS // pairs)
     batches = []
-    for rows in (slice(i, i + n) for i in range(0, B, n)):
-        q, kv = (x[rows] if x.dim() == 2 else x for x in (q_idx, kv_idx))
-        at = b[rows], h, q, kv
-        of_rows = mask[rows] if isinstance(mask, Tensor) else mask
-        blocks = plan(of_rows, at, QUERIES, max_keys)
-        spec, pairs = replace(spec, mask=of_rows), len(at[0]) * tile
-        batches.append(Batch(rows, spec, at, blocks, pairs, unit))
+    for entries in (slice(i, i + n) for i in range(0, B, n)):
+        q, kv = (x[entries] if x.dim() == 2 else x for x in (q_idx, kv_idx))
+        indices = b[entries], h, q, kv
+        part = mask[entries] if isinstance(mask, Tensor) else mask
+        blocks = plan(part, indices, QUERIES, max_keys)
+        of = entries, replace(spec, mask=part), indices, blocks
+        batches.append(Batch(*of, len(b[entries]) * pairs, log2_factor))
     return batches
 
 
 class TileScores(NamedTuple):
     """The scores of a tile, and what they are made from.
 
-    N is batch entries times key heads; g query heads share a key head.
+    N is batch entries times key heads; g query heads share a key head; n are
+    the queries of the block, and w the keys of the tile.
     """
 
-    keys: slice
+    key_slice: slice
     q: Tensor  # (N, g n, D), scaled
     k: Tensor  # (N, w, D)
     v: Tensor  # (N, w, Dv)
-    s: Tensor  # (N, g n, w), exponents of 2; the next tile overwrites them
+    s: Tensor  # (N, g n, w), exponents of 2; used up before the next tile
     indices: Indices
     unmodified: Tensor | None  # (b, H, n, w), what score_mod is called with
 
@@ -115,35 +117,36 @@ def tile_scores(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    memory: Tensor,
+    buffer: Tensor,
 ) -> Iterator[TileScores]:
     """The scores of each tile of a block; query is (N, g n, D), scaled."""
     spec, (b, h, q_idx, kv_idx) = batch.spec, batch.indices
-    rows = slice(block.first, block.last)
+    queries = slice(block.first, block.last)
     heads = len(b), len(h), block.last - block.first
     for tile in block.tiles:
         keys = slice(tile.first, tile.last)
         q, k, v = query, upcast(key[:, keys]), upcast(value[:, keys])
-        cap = None
+        bound = None
         if tile.masked:
             assert spec.mask is not None
-            pairs = visible(spec.mask, batch.indices, rows, keys)
+            pairs = visible(spec.mask, batch.indices, queries, keys)
             # minimum with +-inf is many times faster than masked_fill.
-            cap = pairs.to(q.dtype).sub_(0.5).mul_(math.inf)
-            q, k, v = _cleared(cap, heads, q, k, v)
-        s = _sized(memory, *q.shape[:2], k.shape[1])
+            bound = pairs.to(q.dtype).sub_(0.5).mul_(math.inf)
+            q, k, v = _cleared(bound, heads, q, k, v)
+        s = _sized(buffer, *q.shape[:2], k.shape[1])
         torch.bmm(q, k.mT, out=s)
-        unmodified, indices = None, (b, h, q_idx[..., rows], kv_idx[..., keys])
+        indices = b, h, q_idx[..., queries], kv_idx[..., keys]
+        unmodified = None
         if spec.score_mod is not None:
             unmodified = s.view(*heads, -1)  # (b, H, n, w)
             after = evaluate_mod(spec.score_mod, indices, unmodified)
             s = after * LOG2_E
-            if cap is not None:  # not minimum: score_mod may give NaN there
-                s.masked_fill_(cap < 0, -math.inf)
+            if bound is not None:  # not minimum: score_mod may give NaN
+                s.masked_fill_(bound < 0, -math.inf)
             s = s.reshape(*q.shape[:2], -1)  # (N, g n, w)
-        elif cap is not None:
+        elif bound is not None:
             by_head = s.view(*heads, -1)  # (b, H, n, w)
-            torch.minimum(by_head, cap, out=by_head)
+            torch.minimum(by_head, bound, out=by_head)
         yield TileScores(keys, q, k, v, s, indices, unmodified)
 
 
@@ -151,24 +154,26 @@ def tile_scores(
 
 
 def _cleared(
-    cap: Tensor, heads: tuple[int, ...], q: Tensor, k: Tensor, v: Tensor
+    bound: Tensor, heads: tuple[int, ...], q: Tensor, k: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Zero queries and keys of which a tile hides all pairs: 0 * NaN is NaN.
 
-    The cap (b or 1, H or 1, n, w) is -inf where a pair is hidden, else inf.
+    The bound (b or 1, H or 1, n, w) is -inf where it hides a pair.
     """
-    blind = cap.amax(-1, keepdim=True) < 0  # (b or 1, H or 1, n, 1)
-    if bool(blind.any()):
-        q = q.masked_fill(_by_key_head(blind.expand(*heads, 1), len(k)), 0)
-    unseen = cap.amax(-2) < 0  # (b or 1, H or 1, w)
-    if unseen.numel() == k.shape[1]:  # many times faster than masked_fill
-        if bool(unseen.any()):
-            which = unseen.flatten().nonzero()[:, 0]
-            k, v = k.index_fill(1, which, 0), v.index_fill(1, which, 0)
-    elif bool(unseen.any()):
-        unseen = unseen.expand(*heads[:2], -1).reshape(len(k), -1, k.shape[1])
-        unseen = unseen.all(1)[..., None]  # (N, w, 1)
-        k, v = k.masked_fill(unseen, 0), v.masked_fill(unseen, 0)
+    hidden_q = bound.amax(-1, keepdim=True) < 0  # (b or 1, H or 1, n, 1)
+    if bool(hidden_q.any()):
+        hidden_q = hidden_q.expand(*heads, 1)  # (b, H, n, 1)
+        q = q.masked_fill(_by_key_head(hidden_q, len(k)), 0)
+    hidden_k = bound.amax(-2) < 0  # (b or 1, H or 1, w)
+    if hidden_k.numel() == k.shape[1]:  # many times faster than masked_fill
+        if bool(hidden_k.any()):
+            index = hidden_k.flatten().nonzero()[:, 0]
+            k, v = k.index_fill(1, index, 0), v.index_fill(1, index, 0)
+    elif bool(hidden_k.any()):
+        hidden_k = hidden_k.expand(*heads[:2], -1)  # (b, H, w)
+        hidden_k = hidden_k.reshape(len(k), -1, k.shape[1])  # (N, g, w)
+        hidden_k = hidden_k.all(1)[..., None]  # (N, w, 1)
+        k, v = k.masked_fill(hidden_k, 0), v.masked_fill(hidden_k, 0)
     return q, k, v
 
 
@@ -177,9 +182,9 @@ def _by_key_head(x: Tensor, N: int) -> Tensor:
     return x.reshape(N, x.shape[:3].numel() // N, x.shape[-1])
 
 
-def _sized(memory: Tensor, *size: int) -> Tensor:
+def _sized(buffer: Tensor, *size: int) -> Tensor:
     """Memory as a tensor of this size, with whatever was there before."""
-    return memory[: math.prod(size)].view(size)
+    return buffer[: math.prod(size)].view(size)
 
 
 # --8<-- [start:tiled_forward]
@@ -190,23 +195,23 @@ def tiled_forward(
     out = query.new_zeros(*query.shape[:3], value.shape[-1])
     lse = upcast(query[..., 0]).new_full(query.shape[:3], -math.inf)
     for batch in batches:
-        memory = lse.new_empty(batch.pairs)
-        keys = key[batch.rows].flatten(0, 1)  # (N, S, D)
-        values = value[batch.rows].flatten(0, 1)  # (N, S, Dv)
+        buffer = lse.new_empty(batch.pairs)
+        keys = key[batch.entries].flatten(0, 1)  # (N, S, D)
+        values = value[batch.entries].flatten(0, 1)  # (N, S, Dv)
         for block in batch.blocks:
-            at = batch.rows, slice(None), slice(block.first, block.last)
-            q = upcast(query[at]) * (batch.spec.scale * batch.unit)
+            at = batch.entries, slice(None), slice(block.first, block.last)
+            q = upcast(query[at]) * (batch.spec.scale * batch.log2_factor)
             q = _by_key_head(q, len(keys))  # (N, g n, D)
             # Not -inf: -inf - -inf is NaN.
             m = q.new_full((*q.shape[:2], 1), torch.finfo(q.dtype).min)
             l = torch.zeros_like(m)
             acc = q.new_zeros(*q.shape[:2], value.shape[-1])
-            for x in tile_scores(batch, block, q, keys, values, memory):
-                m_new = torch.maximum(m, x.s.amax(-1, keepdim=True))
-                p = x.s.sub_(m_new).exp2_()  # (N, g n, w)
+            for tile in tile_scores(batch, block, q, keys, values, buffer):
+                m_new = torch.maximum(m, tile.s.amax(-1, keepdim=True))
+                p = tile.s.sub_(m_new).exp2_()  # (N, g n, w)
                 alpha = m.sub_(m_new).exp2_()  # (N, g n, 1)
                 l.mul_(alpha).add_(p.sum(-1, keepdim=True))
-                acc.mul_(alpha).baddbmm_(p, x.v)
+                acc.mul_(alpha).baddbmm_(p, tile.v)
                 m = m_new
             lse[at] = ((m + l.log2()) / LOG2_E).view_as(lse[at])
             acc /= l.masked_fill_(l == 0, 1)  # zeros where nothing is seen
@@ -234,29 +239,29 @@ def tiled_backward(
     lse = lse.masked_fill(lse == -math.inf, 0)  # nothing is seen
     lse = lse[..., None] * LOG2_E  # (B, H, L, 1)
     for batch in batches:
-        memory, more = (lse.new_empty(batch.pairs) for _ in range(2))
+        buffer, ds_buffer = (lse.new_empty(batch.pairs) for _ in range(2))
         keys, values, dks, dvs = (
-            x[batch.rows].flatten(0, 1) for x in (key, value, dk, dv)
+            x[batch.entries].flatten(0, 1) for x in (key, value, dk, dv)
         )  # (N, S, D or Dv); dks and dvs are views
         for block in batch.blocks:
-            at = batch.rows, slice(None), slice(block.first, block.last)
-            q = upcast(query[at]) * (batch.spec.scale * batch.unit)
+            at = batch.entries, slice(None), slice(block.first, block.last)
+            q = upcast(query[at]) * (batch.spec.scale * batch.log2_factor)
             of_block = q, upcast(do[at]), delta[at], lse[at]
             q, do_, delta_, lse_ = (
                 _by_key_head(x, len(keys)) for x in of_block
             )  # (N, g n, D), (N, g n, Dv), (N, g n, 1), (N, g n, 1)
             dq_ = torch.zeros_like(q)
-            for x in tile_scores(batch, block, q, keys, values, memory):
-                p = x.s.sub_(lse_).exp2_()  # (N, g n, w)
-                dvs[:, x.keys].baddbmm_(p.mT, do_)
-                ds = _sized(more, *p.shape)
-                torch.bmm(do_, x.v.mT, out=ds)
+            for tile in tile_scores(batch, block, q, keys, values, buffer):
+                p = tile.s.sub_(lse_).exp2_()  # (N, g n, w)
+                dvs[:, tile.key_slice].baddbmm_(p.mT, do_)
+                ds = _sized(ds_buffer, *p.shape)
+                torch.bmm(do_, tile.v.mT, out=ds)
                 ds.sub_(delta_).mul_(p)
-                ds = _before_score_mod(batch, x, ds)
-                dq_.baddbmm_(ds, x.k)
-                dks[:, x.keys].baddbmm_(ds.mT, x.q)
+                ds = _before_score_mod(batch, tile, ds)
+                dq_.baddbmm_(ds, tile.k)
+                dks[:, tile.key_slice].baddbmm_(ds.mT, tile.q)
             dq[at] = dq_.mul_(batch.spec.scale).view_as(dq[at])
-        dks /= batch.unit
+        dks /= batch.log2_factor  # q has that factor, beside the scale
     return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype)
 
 
@@ -272,9 +277,9 @@ class _Tiled(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         """Keep the output and the log-sum-exp, and no scores."""
         ctx.batches, *tensors = inputs
-        masks = [batch.spec.mask for batch in ctx.batches]
-        masks = [mask for mask in masks if isinstance(mask, Tensor)]
-        # The masks are saved so that one changed in place raises.
+        masks = (batch.spec.mask for batch in ctx.batches)
+        # A mask is saved so that it raises if it is changed in place.
+        masks = (mask for mask in masks if isinstance(mask, Tensor))
         ctx.save_for_backward(*tensors, *output, *masks)
 
     @staticmethod
@@ -296,12 +301,12 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """Refuse."""
-        raise refusal("tiled", "second derivatives")
+        raise unsupported_error("tiled", "second derivatives")
 
     @staticmethod
     def vmap(*args: Any) -> Any:
         """Refuse."""
-        raise refusal("tiled", "torch.vmap")
+        raise unsupported_error("tiled", "torch.vmap")
 
 
 def _before_score_mod(batch: Batch, x: TileScores, ds: Tensor) -> Tensor:

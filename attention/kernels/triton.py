@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from attention.kernels import interpreted, refusal
+from attention.kernels import interpreted, unsupported_error
 from attention.kernels.blocks import runs
 from attention.masking import AttentionSpec
 from attention.softmax import upcast
@@ -386,13 +386,13 @@ def triton_tiled(
     be at most 128.
     """
     if max(query.shape[-1], value.shape[-1]) > WIDEST:
-        raise refusal("triton", "heads wider than 128")
+        raise unsupported_error("triton", "heads wider than 128")
     if 0 in (*query.shape[:3], key.shape[2]):  # no pairs
         lse = upcast(query.new_full(query.shape[:3], -math.inf))
         return query.new_zeros(*query.shape[:3], value.shape[-1]), lse
     found = runs(spec.mask, spec.indices(query, key))
     if found is None:
-        raise refusal("triton", "masks with gaps")
+        raise unsupported_error("triton", "masks with gaps")
     apply: Any = _Triton.apply
     out, lse = apply(query, key, value, *found, spec.scale)
     return out, lse if spec.return_lse else None
@@ -528,4 +528,4 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """Refuse."""
-        raise refusal("triton", "second derivatives")
+        raise unsupported_error("triton", "second derivatives")
