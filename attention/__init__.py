@@ -1,7 +1,8 @@
 """Attention, exact and small: the package that the book calls into.
 
 Read these first, in this order: functional (the formula), masks, softmax,
-modules/multihead, kernels/tiled.
+modules/multihead, kernels/tiled. Beside them: masking, in which a mask is
+resolved and a mod evaluated, and kernels/blocks, in which tiles are planned.
 """
 
 from attention.backward import attention_backward

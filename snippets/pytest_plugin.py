@@ -260,7 +260,7 @@ class Book:
         ledger.write(
             self.root,
             page.path,
-            snippets=sum(not (s.notest or sheet.run[s].absent) for s in page.snippets),
+            snippets=sum(not s.notest for s in page.snippets),
             figures=sheet.figures,
             explorables=sheet.run.given,
             notest=[[s.line, s.notest] for s in page.snippets if s.notest],
@@ -269,6 +269,7 @@ class Book:
             arithmetic=self.arithmetic,
             near=sorted(sheet.near),
             absent=sheet.run.absent,
+            absent_snippets=sum(bool(sheet.run[s].absent) for s in page.snippets),
             absent_numbers=sum(bool(sheet.run[n].absent) for n in page.numbers),
             runnable=sheet.runnables,
             **sheet.seen,

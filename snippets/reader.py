@@ -76,7 +76,7 @@ def whole(states: Iterable[State]) -> State:
 
 def _counts(entries: list[dict[str, Any]]) -> str:
     totals = {
-        "snippet": sum(entry["snippets"] for entry in entries),
+        "snippet": sum(entry["snippets"] - entry["absent_snippets"] for entry in entries),
         "number": sum(len(entry["numbers"]) - entry["absent_numbers"] for entry in entries),
         "figure": sum(len(entry["figures"]) for entry in entries),
     }

@@ -143,6 +143,8 @@ def test_where_a_package_is_missing_the_page_says_so_and_can_be_taken_away(book:
     assert code == 0, said
     state, text = mark(book, "part/two.md")
     assert state == "partly" and "no_such_package" in text, text
+    entry = ledger.read(book, book / "docs/part/two.md")
+    assert entry is not None and gate.check_page(page(book, "part/two.md"), entry) == []
     notebook = json.loads((book / "site/part/two/two.ipynb").read_text("utf-8"))
     cells = [c for c in notebook["cells"] if c["cell_type"] == "code"]
     shown = [("".join(c["source"]), len(c["outputs"])) for c in cells]
