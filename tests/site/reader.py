@@ -281,6 +281,24 @@ def visit(tab: Page, page: str) -> Visit:
     return seen
 
 
+def until(tab: Page, holds: str, arg: object = None) -> None:
+    """Wait for what a function of the page returns to be true.
+
+    Playwright's own waiting evaluates a string in the page, which the policy of the site forbids
+    unless it holds at the first look.
+    """
+    tab.evaluate(
+        f"""async arg => {{
+            const holds = {holds}, begun = performance.now();
+            while (!holds(arg)) {{
+                if (performance.now() > begun + {NEVER}) throw new Error("never");
+                await new Promise(requestAnimationFrame);
+            }}
+        }}""",
+        arg,
+    )
+
+
 ELSEWHERE = f"{URL}elsewhere"
 NO_ICON = '<link rel="icon" href="data:,">'  # or the browser asks the host for one
 

@@ -38,6 +38,7 @@ from reader import (
     is_due,
     soup_of,
     turn,
+    until,
     visit,
     walk,
 )
@@ -122,10 +123,10 @@ def test_a_typeface_that_comes_late_moves_nothing(tabs: dict[str, Page], site: P
     tab, held = tabs["desktop"], list[Route]()
     tab.route("**/book-serif-*.woff2", lambda route: held.append(route))
     tab.goto(URL + page, wait_until="domcontentloaded")
-    tab.wait_for_function("performance.getEntriesByType('paint').length > 0")
-    assert held
+    until(tab, "() => performance.getEntriesByType('paint').length")
     # A browser waits a tenth of a second for an optional typeface, and no less on a slow machine.
     tab.evaluate("() => new Promise(resolve => setTimeout(resolve, 1000))")
+    assert held
     for route in held:
         route.continue_()
     tab.unroute("**/book-serif-*.woff2")

@@ -4,6 +4,7 @@ Asked of a book of four pages and a lab of one cell, which is built in a second.
 """
 
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -323,7 +324,8 @@ def wait_for(words: str, address: str, server: "subprocess.Popen[bytes]") -> Non
 def ask(address: str, server: "subprocess.Popen[bytes]") -> str:
     """What is served there; nothing as long as the server, which lives, is not ready."""
     assert server.poll() is None, "the server has stopped"
-    with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=60) as answer:
+    not_yet = (OSError, http.client.HTTPException)
+    with contextlib.suppress(*not_yet), urllib.request.urlopen(address, timeout=60) as answer:
         return str(answer.read().decode())
     return ""
 

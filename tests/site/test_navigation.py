@@ -31,6 +31,7 @@ from reader import (
     listening,
     python_blocks,
     soup_of,
+    until,
 )
 
 from snippets.reader import GOOD
@@ -163,9 +164,9 @@ def test_a_lab_looks_the_same_however_it_is_reached(tab: Page, way: tuple[str, s
     name = end.rstrip("/").rpartition("/")[2]
     tab.locator(f"nav a[href$='{name}/']:visible").first.click()
     tab.wait_for_url(URL + end)
-    tab.wait_for_function(f"n => document.querySelectorAll('{ARTICLE} pre').length >= n", arg=9)
+    until(tab, f"n => document.querySelectorAll('{ARTICLE} pre').length >= n", 9)
     assert tab.evaluate("window.same") is True
-    tab.wait_for_function(f"want => JSON.stringify(({LOOK})()) === JSON.stringify(want)", arg=looks)
+    until(tab, f"want => JSON.stringify(({LOOK})()) === JSON.stringify(want)", looks)
 
 
 @pytest.mark.parametrize("page", sorted(set(ADDRESSES) - {"404.html"}), ids=lambda p: p or "index")
