@@ -137,8 +137,8 @@ def find(
 
     Raises:
         ValueError: there is no kernel of that name.
-        NotImplementedError: it cannot do what is asked for. Second derivatives
-            are not known at the call: there PyTorch's own error comes later.
+        NotImplementedError: the kernel cannot do what the call needs. Second
+            derivatives are refused later, in the backward pass.
     """
     if name not in KERNELS:
         known = ", ".join(KERNELS)
